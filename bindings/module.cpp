@@ -1,0 +1,8 @@
+#include <pybind11/pybind11.h>
+
+#include "errors.hpp"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled core of dpcomm.";
+  dpcomm::bind_errors(module);
+}
