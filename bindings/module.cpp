@@ -1,8 +1,10 @@
 #include <pybind11/pybind11.h>
 
 #include "errors.hpp"
+#include "schedule.hpp"
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
   dpcomm::bind_errors(module);
+  dpcomm::bind_schedule(module);
 }

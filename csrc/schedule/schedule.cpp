@@ -1,0 +1,96 @@
+#include "schedule/schedule.hpp"
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "schedule/butterfly.hpp"
+#include "schedule/naive.hpp"
+#include "schedule/recursive_doubling.hpp"
+#include "schedule/ring.hpp"
+#include "schedule/round_robin.hpp"
+#include "schedule/tree.hpp"
+
+namespace dpcomm {
+namespace {
+
+constexpr std::array<std::pair<Algorithm, std::string_view>, 6> kNames = {{
+    {Algorithm::kNaive, "naive"},
+    {Algorithm::kRing, "ring"},
+    {Algorithm::kTree, "tree"},
+    {Algorithm::kButterfly, "butterfly"},
+    {Algorithm::kRoundRobin, "round_robin"},
+    {Algorithm::kRecursiveDoubling, "recursive_doubling"},
+}};
+
+[[noreturn]] void refuse(std::string_view operation, Algorithm algorithm) {
+  throw std::invalid_argument(std::string(operation) + " has no schedule '" +
+                              std::string(name_of(algorithm)) + "': use ring or round_robin");
+}
+
+}  // namespace
+
+Schedule operator+(Schedule first, const Schedule& second) {
+  first.rounds.insert(first.rounds.end(), second.rounds.begin(), second.rounds.end());
+  return first;
+}
+
+std::string_view name_of(Algorithm algorithm) {
+  return kNames[static_cast<std::size_t>(algorithm)].second;
+}
+
+Algorithm algorithm_of(std::string_view name) {
+  std::string known;
+  for (const auto& [algorithm, text] : kNames) {
+    if (text == name) return algorithm;
+    known += (known.empty() ? "" : ", ") + std::string(text);
+  }
+  throw std::invalid_argument("algorithm '" + std::string(name) + "' is unknown: use " + known);
+}
+
+Schedule all_reduce(Algorithm algorithm, int rank, int size) {
+  switch (algorithm) {
+    case Algorithm::kNaive:
+      return naive(rank, size);
+    case Algorithm::kRing:
+      return ring(rank, size);
+    case Algorithm::kTree:
+      return tree(rank, size);
+    case Algorithm::kButterfly:
+      return butterfly(rank, size);
+    case Algorithm::kRoundRobin:
+      return round_robin(rank, size);
+    case Algorithm::kRecursiveDoubling:
+      return recursive_doubling(rank, size);
+  }
+  refuse("all_reduce", algorithm);
+}
+
+Schedule reduce_scatter(Algorithm algorithm, int rank, int size) {
+  switch (algorithm) {
+    case Algorithm::kRing:
+      return ring_reduce_scatter(rank, size);
+    case Algorithm::kRoundRobin:
+      return round_robin_reduce_scatter(rank, size);
+    default:
+      refuse("reduce_scatter", algorithm);
+  }
+}
+
+Schedule all_gather(Algorithm algorithm, int rank, int size) {
+  switch (algorithm) {
+    case Algorithm::kRing:
+      return ring_all_gather(rank, size);
+    case Algorithm::kRoundRobin:
+      return round_robin_all_gather(rank, size);
+    default:
+      refuse("all_gather", algorithm);
+  }
+}
+
+Schedule broadcast(int rank, int size, int root) { return tree_broadcast(rank, size, root); }
+
+Schedule reduce(int rank, int size, int root) { return tree_reduce(rank, size, root); }
+
+}  // namespace dpcomm
