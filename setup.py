@@ -16,18 +16,8 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         build = ROOT / "build" / sys.implementation.cache_tag
         destination = ROOT if self.inplace else Path(self.build_lib).resolve()
-        subprocess.check_call(
-            [
-                "cmake",
-                "-G",
-                "Ninja",
-                "-S",
-                ROOT,
-                "-B",
-                build,
-                f"-DPython_EXECUTABLE={sys.executable}",
-            ]
-        )
+        python = f"-DPython_EXECUTABLE={sys.executable}"
+        subprocess.check_call(["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, python])
         subprocess.check_call(["cmake", "--build", build])
         subprocess.check_call(["cmake", "--install", build, "--prefix", destination])
 

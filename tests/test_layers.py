@@ -1,0 +1,105 @@
+"""A folder is a layer: who may include or import whom, proved over the whole tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# layer of csrc/ -> what it may include, besides itself
+LAYERS = {
+    "base": set(),
+    "schedule": set(),
+    "privacy": {"base"},
+    "transport": {"base"},
+    "engine": {"schedule", "transport", "base"},
+    "simt": {"base", "privacy"},
+}
+# header -> the only files that may include it
+HEADERS = {
+    r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
+    r"nccl\.h": {"csrc/transport/nccl.hpp", "csrc/transport/nccl.cpp"},
+    r"(torch|ATen|c10)/.*": set(),
+    r"(pybind11/.*|Python\.h)": {"bindings/*"},
+}
+# package -> the only modules that may import it
+PACKAGES = {
+    "torch": {"dpcomm/torch.py", "dpcomm/train.py"},
+    "mpi4py": {"dpcomm/launch.py"},
+    "pyspark": {"dpcomm/data/prepare.py"},
+    "matplotlib": {"dpcomm/bench/plot.py"},
+    "dp_accounting": {"dpcomm/accounting.py"},
+}
+
+
+def included(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for path in sorted([*root.glob("csrc/**/*.[chi]*"), *root.glob("bindings/*.[ch]pp")]):
+        name = path.relative_to(root)
+        layer = name.parts[1] if name.parts[0] == "csrc" else None
+        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".inl"}:
+            for header in included(path):
+                other = header.split("/")[0]
+                if other in LAYERS and other != layer and other not in LAYERS[layer]:
+                    found.append(f"{name}: layer {layer} includes {header}")
+        for pattern, allowed in HEADERS.items():
+            if any(name.match(place) for place in allowed):
+                continue
+            found += [f"{name}: {h}" for h in included(path) if re.fullmatch(pattern, h)]
+    for path in sorted(root.glob("dpcomm/**/*.py")):
+        name = path.relative_to(root).as_posix()
+        for package in imported(path) & PACKAGES.keys():
+            if name not in PACKAGES[package]:
+                found.append(f"{name}: imports {package}")
+    return found
+
+
+def test_every_layer_keeps_to_its_own():
+    assert violations(ROOT) == []
+
+
+def test_a_planted_violation_is_seen(tmp_path):
+    for folder in ("csrc", "bindings", "dpcomm"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so"))
+    planted = {
+        "csrc/schedule/ring.cpp": '#include "base/error.hpp"\n',
+        "csrc/base/log.hpp": '#include "engine/execute.hpp"\n',
+        "csrc/base/dtype.hpp": "#include <torch/torch.h>\n",
+        "csrc/base/env.cpp": "#include <pybind11/pybind11.h>\n",
+        "dpcomm/__init__.py": "def later():\n    import torch\n",
+    }
+    for name, line in planted.items():
+        path = tmp_path / name
+        path.write_text(path.read_text() + "\n" + line)
+    found = violations(tmp_path)
+    assert [line.split(":")[0] for line in found] == sorted(
+        planted, key=lambda name: (name.startswith("dpcomm"), name)
+    )
+
+
+def test_importing_dpcomm_starts_neither_mpi_nor_torch_nor_a_jvm():
+    code = "import dpcomm, sys; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "dpcomm" in loaded
+    assert not PACKAGES.keys() & set(loaded)
