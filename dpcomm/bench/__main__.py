@@ -1,0 +1,126 @@
+"""`mpirun -np N python -m dpcomm.bench OP`: every collective, with the letters of nccl-tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+
+import dpcomm
+from dpcomm import _core
+from dpcomm.bench import record, sweep
+
+_OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
+_DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _size(text: str) -> int:
+    """8, 64K, 16M, 1G: bytes."""
+    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size: write bytes, or 64K, 16M, 1G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; the letters are those of nccl-tests."""
+    p = argparse.ArgumentParser("python -m dpcomm.bench", description=__doc__)
+    p.add_argument("op", choices=_OPERATIONS)
+    p.add_argument("-b", "--minbytes", type=_size, default=_size("8"), help="default 8")
+    p.add_argument("-e", "--maxbytes", type=_size, default=_size("16M"), help="default 16M")
+    step = p.add_mutually_exclusive_group()
+    step.add_argument("-f", "--stepfactor", type=float, default=4.0, help="default 4")
+    step.add_argument("-i", "--stepbytes", type=_size, help="a fixed step instead of a factor")
+    p.add_argument("-n", "--iters", type=_positive, default=20, help="default 20")
+    p.add_argument("-w", "--warmup_iters", type=int, default=5, help="default 5")
+    p.add_argument("-d", "--datatype", choices=_DTYPES, default="float32")
+    p.add_argument("-o", "--redop", choices=("sum", "mean", "max", "min"), default="sum")
+    p.add_argument("-c", "--check", type=int, choices=(0, 1), default=1, help="default 1")
+    p.add_argument("-r", "--root", type=int, default=0)
+    p.add_argument("-J", "--json", metavar="FILE", help="records, one JSON object a line")
+    p.add_argument("--csv", metavar="FILE")
+    p.add_argument("--algo", default="auto", help="a name, several with commas, auto or all")
+    p.add_argument("--transport", choices=("shm", "mpi"))
+    p.add_argument("--plot", metavar="FILE.png", help="bandwidth and latency against size")
+    return p
+
+
+def _algorithms(args: argparse.Namespace) -> tuple[str | None, ...]:
+    if args.op in ("broadcast", "reduce"):
+        return ("tree",)
+    known = _core.algorithms() if args.op == "all_reduce" else ["ring", "round_robin"]
+    if args.algo == "all":
+        return tuple(known)
+    if args.algo == "auto":
+        return (None,)
+    chosen = args.algo.split(",")
+    for name in chosen:
+        if name not in known:
+            raise _core.UsageError(f"--algo {name}: {args.op} has {', '.join(known)}, auto or all")
+    return tuple(chosen)
+
+
+def main() -> int:
+    """Runs the sweep; 0, or 1 if a result was wrong."""
+    args = parser().parse_args()
+    if args.minbytes > args.maxbytes or (args.stepfactor <= 1 and not args.stepbytes):
+        raise _core.UsageError("give -b no larger than -e, and -f above 1")
+    comm = dpcomm.init(transport=args.transport)
+    sizes = (
+        sweep.arithmetic(args.minbytes, args.maxbytes, args.stepbytes)
+        if args.stepbytes
+        else sweep.geometric(args.minbytes, args.maxbytes, args.stepfactor)
+    )
+    plan = sweep.Sweep(
+        op=args.op,
+        sizes=sizes,
+        dtype=args.datatype,
+        redop=args.redop,
+        algorithms=_algorithms(args),
+        iterations=args.iters,
+        warmup=args.warmup_iters,
+        check=bool(args.check),
+        root=args.root,
+    )
+    speaks = comm.rank == 0
+    if speaks:
+        print(
+            f"# dpcomm {dpcomm.__version__}: {args.op}, {comm.size} ranks on {comm.hosts} host(s)"
+        )
+        cores = len(os.sched_getaffinity(0))
+        if comm.size > cores * comm.hosts:
+            print(f"# {comm.size} ranks share {cores} cores a host: latencies are those of turns")
+        print(record.heading(), flush=True)
+    records = []
+    for measured in sweep.run(comm, plan):
+        records.append(measured)
+        if speaks:
+            print(record.line(measured), flush=True)
+    if speaks:
+        _save(args, records)
+    return int(any(measured.wrong > 0 for measured in records))
+
+
+def _save(args: argparse.Namespace, records: list[record.Record]) -> None:
+    if args.json:
+        with open(args.json, "w") as file:
+            record.write_json(records, file)
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            record.write_csv(records, file)
+    if args.plot:
+        from dpcomm.bench import plot
+
+        plot.save(records, args.plot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
