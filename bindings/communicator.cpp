@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include "base/env.hpp"
 #include "base/log.hpp"
 #include "engine/communicator.hpp"
 #include "transport/shm.hpp"
@@ -100,6 +101,7 @@ void bind_communicator(py::module_& module) {
       },
       py::arg("key"), py::arg("rank"), py::arg("size"), py::arg("timeout"),
       "Meets the other ranks of this host under `key`.");
+  module.def("default_timeout", [] { return env().timeout; }, "DPCOMM_TIMEOUT, or 60: seconds.");
   module.def("set_log_rank", &set_log_rank, py::arg("rank"), py::arg("size"));
 }
 
