@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "clip.hpp"
+#include "communicator.hpp"
 #include "errors.hpp"
 #include "noise.hpp"
 #include "sampling.hpp"
@@ -13,4 +14,5 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_noise(module);
   dpcomm::bind_sampling(module);
   dpcomm::bind_schedule(module);
+  dpcomm::bind_communicator(module);
 }
