@@ -123,6 +123,11 @@ def noise_multiplier(
     return calibrate("pld", 5e-4 * upper, dp_accounting.ExplicitBracketInterval(lower, upper))
 
 
+def show(epsilon: float) -> str:
+    """ε for people: three decimals, rounded up, since it must not be stated too low."""
+    return "∞" if math.isinf(epsilon) else f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+
+
 def _check(delta: float, accountant: str) -> None:
     if accountant not in ACCOUNTANTS:
         raise ValueError(f"accountant={accountant!r} is unknown: use {' or '.join(ACCOUNTANTS)}")
