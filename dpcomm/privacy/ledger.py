@@ -7,9 +7,13 @@ paid for when it died counts as spent, and so does a last line that was torn in 
 
 Lines, by their `kind`:
 
-- `launch`: a job begins; ranks, plan, the hash of its noise key, how many steps it pays ahead;
+- `launch`: a job begins; the run that it starts or resumes, ranks, plan, the hash of its noise key,
+  how many steps it pays ahead;
 - `steps`: `count` steps at `sample_rate` and `noise_multiplier`;
 - `release`: another (ε, δ)-private release from the same records, as preparation may make.
+
+A run is one model's training, over as many launches as it takes. A file may hold several runs: what
+one model costs is its run's share and all other releases; what all of them cost together, the whole.
 """
 
 from __future__ import annotations
@@ -72,14 +76,14 @@ class Ledger:
                     break
         return lines
 
-    def launch(self, plan: Plan, ranks: int, key_hash: str) -> None:
-        """Notes that a job begins. Raises UsageError for a key that drew noise before."""
+    def launch(self, run: str, plan: Plan, ranks: int, key_hash: str) -> None:
+        """Notes that a job starts or resumes `run`. Raises UsageError for a key that drew noise before."""
         if any(line["kind"] == "launch" and line["key_hash"] == key_hash for line in self.lines):
             raise UsageError(
                 f"ledger {self.path}: noise was drawn before from the key with hash {key_hash}; "
                 "drawn again it would cancel out. Fix: drop --unsafe-seed, or give another"
             )
-        about = {"ranks": ranks, "key_hash": key_hash, "ahead": AHEAD, "plan": plan.to_dict()}
+        about = {"run": run, "ranks": ranks, "key_hash": key_hash, "ahead": AHEAD, "plan": plan.to_dict()}
         self._append(self.lines, {"kind": "launch"} | about)
 
     def pay(self, plan: Plan, count: int) -> None:
@@ -95,23 +99,26 @@ class Ledger:
         line = {"kind": "release", "epsilon": epsilon, "delta": delta, "what": what}
         self._append(self.lines, line)
 
-    def spent(self) -> list[Steps | Release]:
-        """Everything charged so far, by every job that held this ledger."""
+    def spent(self, run: str | None = None) -> list[Steps | Release]:
+        """Everything charged so far; with `run`, without the steps of other runs."""
         spent: list[Steps | Release] = []
+        of = None
         for line in self.lines:
-            if line["kind"] == "steps":
-                spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
+            if line["kind"] == "launch":
+                of = line["run"]
             elif line["kind"] == "release":
                 spent.append(Release(line["epsilon"], line["delta"]))
+            elif run in (None, of):
+                spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
         return spent
 
-    def epsilon(self, delta: float, accountant: str = "pld") -> float:
-        """ε at `delta` of everything charged so far."""
-        return accounting.composed_epsilon(self.spent(), delta, accountant)
+    def epsilon(self, delta: float, accountant: str = "pld", run: str | None = None) -> float:
+        """ε at `delta` of what `spent` gives."""
+        return accounting.composed_epsilon(self.spent(run), delta, accountant)
 
-    def affordable(self, plan: Plan, target_epsilon: float) -> int:
+    def affordable(self, plan: Plan, target_epsilon: float, run: str | None = None) -> int:
         """How many more steps of the plan, at most all of them, keep ε within the target."""
-        spent = self.spent()
+        spent = self.spent(run)
 
         def affords(count: int) -> bool:
             more = [*spent, Steps(plan.sample_rate, plan.noise_multiplier, count)]
@@ -120,11 +127,11 @@ class Ledger:
 
         if affords(plan.steps):
             return plan.steps
-        enough, too_many = -1, plan.steps
+        enough, too_many = 0, plan.steps
         while too_many - enough > 1:
             middle = (enough + too_many) // 2
             enough, too_many = (middle, too_many) if affords(middle) else (enough, middle)
-        return max(enough, 0)
+        return enough
 
     def close(self) -> None:
         """Lets another job have the file."""

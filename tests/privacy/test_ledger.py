@@ -39,17 +39,29 @@ def reopened(ledger):
 @pytest.fixture
 def ledger(tmp_path):
     ledger = Ledger(tmp_path / "runs" / "ledger.jsonl")
-    ledger.launch(PLAN, 1, "key a")
+    ledger.launch("run", PLAN, 1, "key a")
     return ledger
 
 
 def test_what_is_written_is_read_back_over_launches(ledger):
     ledger.pay(PLAN, 40)
     ledger = reopened(ledger)
-    ledger.launch(PLAN, 2, "key b")
+    ledger.launch("run", PLAN, 2, "key b")
     ledger.pay(PLAN, 60)
     assert ledger.epsilon(PLAN.delta) == epsilon(100)
     assert [line["kind"] for line in reopened(ledger).lines] == ["launch", "steps"] * 2
+
+
+def test_a_run_is_charged_for_its_own_steps_and_the_file_for_all(ledger):
+    ledger.pay(PLAN, 40)
+    ledger.launch("other", PLAN, 1, "key b")
+    ledger.pay(PLAN, 20)
+    ledger = reopened(ledger)
+    ledger.launch("run", PLAN, 1, "key c")
+    ledger.pay(PLAN, 10)
+    assert ledger.epsilon(PLAN.delta, run="run") == epsilon(50)
+    assert ledger.epsilon(PLAN.delta, run="other") == epsilon(20)
+    assert ledger.epsilon(PLAN.delta) == epsilon(70)
 
 
 def test_other_releases_compose_once_each(ledger):
@@ -106,7 +118,7 @@ def test_damage_before_the_last_line_is_refused(ledger):
 
 def test_a_key_is_never_used_again(ledger):
     with pytest.raises(UsageError, match="drawn before from the key with hash key a"):
-        reopened(ledger).launch(PLAN, 1, "key a")
+        reopened(ledger).launch("run", PLAN, 1, "key a")
 
 
 def test_two_jobs_cannot_hold_one_ledger(ledger):
@@ -131,7 +143,7 @@ def test_kill_at_any_moment_leaves_at_least_what_was_released(tmp_path):
     code = """
 import sys
 from tests.privacy.test_ledger import PLAN, Ledger, OneRank, Toll
-ledger = Ledger(sys.argv[1]); ledger.launch(PLAN, 1, sys.argv[2])
+ledger = Ledger(sys.argv[1]); ledger.launch("run", PLAN, 1, sys.argv[2])
 toll = Toll(OneRank(), ledger, PLAN, steps=10**9)
 while True:
     toll.pay(); sys.stdout.buffer.write(b"."); sys.stdout.flush()
