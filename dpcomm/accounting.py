@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dpcomm._core import UsageError
+
 ACCOUNTANTS = ("pld", "rdp")
 
 
@@ -27,11 +29,11 @@ class Steps:
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
-            raise ValueError(f"sample_rate={self.sample_rate} is not a probability: give 0 < q ≤ 1")
+            raise UsageError(f"sample_rate={self.sample_rate} is not a probability: give 0 < q ≤ 1")
         if not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(f"noise_multiplier={self.noise_multiplier}: give a finite number ≥ 0")
+            raise UsageError(f"noise_multiplier={self.noise_multiplier}: give a finite number ≥ 0")
         if self.count < 0:
-            raise ValueError(f"steps={self.count} is negative: give the number of steps taken")
+            raise UsageError(f"steps={self.count} is negative: give the number of steps taken")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Release:
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0 or not 0 <= self.delta < 1:
-            raise ValueError(
+            raise UsageError(
                 f"a release with epsilon={self.epsilon}, delta={self.delta} cannot be: "
                 "give ε ≥ 0 and 0 ≤ δ < 1"
             )
@@ -58,7 +60,7 @@ def epsilon(
 ) -> float:
     """ε at `delta` of `steps` steps; infinite without noise.
 
-    Raises ValueError for a rate, a multiplier, a δ or an accountant that cannot be.
+    Raises UsageError for a rate, a multiplier, a δ or an accountant that cannot be.
     """
     return composed_epsilon([Steps(sample_rate, noise_multiplier, steps)], delta, accountant)
 
@@ -92,14 +94,14 @@ def noise_multiplier(
 ) -> float:
     """The least noise multiplier, to within 1% in ε and on the safe side, that costs ≤ the target.
 
-    Raises ValueError for a target that is not positive, and as `epsilon` does.
+    Raises UsageError for a target that is not positive, and as `epsilon` does.
     """
     _check(delta, accountant)
     if not 0 < target_epsilon < math.inf:
-        raise ValueError(f"target_epsilon={target_epsilon} must be positive and finite")
+        raise UsageError(f"target_epsilon={target_epsilon} must be positive and finite")
     Steps(sample_rate, 1.0, steps)
     if steps == 0:
-        raise ValueError("steps=0 spend nothing: give the number of steps to calibrate for")
+        raise UsageError("steps=0 spend nothing: give the number of steps to calibrate for")
     import dp_accounting
 
     def calibrate(accountant: str, tolerance: float, bracket: Any = None) -> float:
@@ -130,9 +132,9 @@ def show(epsilon: float) -> str:
 
 def _check(delta: float, accountant: str) -> None:
     if accountant not in ACCOUNTANTS:
-        raise ValueError(f"accountant={accountant!r} is unknown: use {' or '.join(ACCOUNTANTS)}")
+        raise UsageError(f"accountant={accountant!r} is unknown: use {' or '.join(ACCOUNTANTS)}")
     if not 0 < delta < 1:
-        raise ValueError(f"delta={delta} must lie between 0 and 1, below one over the records")
+        raise UsageError(f"delta={delta} must lie between 0 and 1, below one over the records")
 
 
 def _event(sample_rate: float, noise_multiplier: float, count: int) -> Any:

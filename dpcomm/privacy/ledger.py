@@ -12,8 +12,8 @@ Lines, by their `kind`:
 - `steps`: `count` steps at `sample_rate` and `noise_multiplier`;
 - `release`: another (ε, δ)-private release from the same records, as preparation may make.
 
-A run is one model's training, over as many launches as it takes. A file may hold several runs: what
-one model costs is its run's share and all other releases; what all of them cost together, the whole.
+A run is one model's training, over as many launches as it takes; a file may hold several. What one
+model costs is its run's steps and all releases; what all of them cost together is the whole file.
 """
 
 from __future__ import annotations
@@ -77,13 +77,22 @@ class Ledger:
         return lines
 
     def launch(self, run: str, plan: Plan, ranks: int, key_hash: str) -> None:
-        """Notes that a job starts or resumes `run`. Raises UsageError for a key that drew noise before."""
+        """Notes that a job starts or resumes `run`.
+
+        Raises UsageError for a key that drew noise before.
+        """
         if any(line["kind"] == "launch" and line["key_hash"] == key_hash for line in self.lines):
             raise UsageError(
                 f"ledger {self.path}: noise was drawn before from the key with hash {key_hash}; "
                 "drawn again it would cancel out. Fix: drop --unsafe-seed, or give another"
             )
-        about = {"run": run, "ranks": ranks, "key_hash": key_hash, "ahead": AHEAD, "plan": plan.to_dict()}
+        about = {
+            "run": run,
+            "ranks": ranks,
+            "key_hash": key_hash,
+            "ahead": AHEAD,
+            "plan": plan.to_dict(),
+        }
         self._append(self.lines, {"kind": "launch"} | about)
 
     def pay(self, plan: Plan, count: int) -> None:
@@ -149,7 +158,7 @@ class Toll:
 
     def __init__(self, comm: Any, ledger: Ledger | None, plan: Plan, steps: int) -> None:
         if (comm.rank == 0) != (ledger is not None):
-            raise ValueError(f"rank {comm.rank}: rank 0, and only rank 0, brings a ledger")
+            raise UsageError(f"rank {comm.rank}: rank 0, and only rank 0, brings a ledger")
         self._comm, self._ledger, self._plan = comm, ledger, plan
         self._planned = steps
         self._paid = 0
@@ -158,7 +167,7 @@ class Toll:
         """To be called before each step's sums are combined; a synced write each `AHEAD` steps."""
         if self._paid == 0:
             if self._planned == 0:
-                raise ValueError("more steps than were announced: begin a new launch")
+                raise UsageError("more steps than were announced: begin a new launch")
             self._paid = min(AHEAD, self._planned)
             self._planned -= self._paid
             if self._ledger is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dpcomm import accounting
-from dpcomm._core import MismatchError
+from dpcomm._core import MismatchError, UsageError
 
 SECURE = "gaussian, chacha20, fresh key"
 UNSAFE = "gaussian, chacha20, unsafe seed"  # for tests: whoever knows the seed can undo the noise
@@ -28,7 +28,7 @@ _SENT_BYTES = 1024  # a plan as JSON is about 400 bytes long
 class Plan:
     """DP-SGD with per-sample clipping: who samples, what bounds a record, what hides it.
 
-    Raises ValueError where a value cannot be, or does not fit the others.
+    Raises UsageError where a value cannot be, or does not fit the others.
     """
 
     records: int  # training records over all ranks; public, as is everything here
@@ -45,18 +45,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.records < 1:
-            raise ValueError(f"records={self.records}: a plan needs at least one record")
+            raise UsageError(f"records={self.records}: a plan needs at least one record")
         accounting.Steps(self.sample_rate, self.noise_multiplier, self.steps)
         if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: a plan needs at least one step")
+            raise UsageError(f"steps={self.steps}: a plan needs at least one step")
         if (
             not 1e-20 <= self.clip_norm < 1e20
         ):  # so that its square is a normal float64, and float32
-            raise ValueError(f"clip_norm={self.clip_norm}: give a norm between 1e-20 and 1e20")
+            raise UsageError(f"clip_norm={self.clip_norm}: give a norm between 1e-20 and 1e20")
         if self.noise_multiplier == 0:
-            raise ValueError("noise_multiplier=0 promises nothing: train without a plan instead")
+            raise UsageError("noise_multiplier=0 promises nothing: train without a plan instead")
         if not 0 < self.delta < 1 / self.records:
-            raise ValueError(
+            raise UsageError(
                 f"delta={self.delta} for {self.records} records: give less than one over the "
                 f"records, {1 / self.records:.1e}; publishing one whole record costs that much"
             )
@@ -75,7 +75,7 @@ class Plan:
         value = getattr(self, field)
         if value not in known:
             choices = " or ".join(repr(choice) for choice in known)
-            raise ValueError(f"{field}={value!r} does not fit: use {choices} ({why})")
+            raise UsageError(f"{field}={value!r} does not fit: use {choices} ({why})")
 
     @property
     def expected_batch(self) -> float:
@@ -149,10 +149,10 @@ def check_same_plan(plan: Plan | None, comm: Any) -> None:
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:
-    """The plan that `to_dict` was called on. Raises ValueError for an unknown or missing field."""
+    """The plan that `to_dict` was called on. Raises UsageError for an unknown or missing field."""
     known = {field.name for field in fields(Plan)}
     if values.keys() != known:
-        raise ValueError(
+        raise UsageError(
             f"not a plan: fields {sorted(values.keys() ^ known)} are missing or unknown"
         )
     return Plan(**values)

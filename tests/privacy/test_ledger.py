@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from groups import ROOT, environment
 
 from dpcomm import UsageError, accounting
 from dpcomm.privacy.ledger import AHEAD, Ledger, Toll
@@ -142,7 +144,7 @@ def test_kill_at_any_moment_leaves_at_least_what_was_released(tmp_path):
     """A child pays, then tells us of each release; killed, it has told of no more than it paid."""
     code = """
 import sys
-from tests.privacy.test_ledger import PLAN, Ledger, OneRank, Toll
+from test_ledger import PLAN, Ledger, OneRank, Toll
 ledger = Ledger(sys.argv[1]); ledger.launch("run", PLAN, 1, sys.argv[2])
 toll = Toll(OneRank(), ledger, PLAN, steps=10**9)
 while True:
@@ -151,7 +153,9 @@ while True:
     path, released = tmp_path / "ledger.jsonl", 0
     for launch, moment in enumerate((1, 31, 33, 400)):
         child = subprocess.Popen(
-            [sys.executable, "-c", code, str(path), str(launch)], stdout=subprocess.PIPE
+            [sys.executable, "-c", code, str(path), str(launch)],
+            stdout=subprocess.PIPE,
+            env=environment(PYTHONPATH=f"{ROOT}:{Path(__file__).parent}"),
         )
         released += len(child.stdout.read(moment))
         os.kill(child.pid, signal.SIGKILL)
