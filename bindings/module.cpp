@@ -7,6 +7,7 @@
 #include "noise.hpp"
 #include "sampling.hpp"
 #include "schedule.hpp"
+#include "step.hpp"
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
@@ -17,4 +18,5 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_sampling(module);
   dpcomm::bind_schedule(module);
   dpcomm::bind_communicator(module);
+  dpcomm::bind_step(module);
 }

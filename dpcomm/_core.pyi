@@ -19,7 +19,9 @@ __all__: list[str] = [
     "Goal",
     "LostPeerError",
     "MismatchError",
+    "Mlp",
     "Receive",
+    "Records",
     "Round",
     "Schedule",
     "Send",
@@ -37,6 +39,7 @@ __all__: list[str] = [
     "noise_isas",
     "philox4x32_block",
     "poisson_sample",
+    "private_step",
     "schedule_cost",
     "schedules",
     "set_log_rank",
@@ -57,6 +60,67 @@ class MismatchError(Error):
 
 class LostPeerError(Error):
     pass
+
+class Records:
+    def __init__(
+        self,
+        segments: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+            ]
+        ],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class Mlp:
+    def __init__(
+        self,
+        layers: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                bool,
+                str,
+            ]
+        ],
+        loss: str,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+        isa: str = "auto",
+    ) -> None: ...
+    def clipped_sum(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsFloat | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+        arg5: typing.SupportsInt | typing.SupportsIndex,
+        arg6: typing.SupportsInt | typing.SupportsIndex,
+        arg7: bool,
+    ) -> int: ...
+    def evaluate(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsInt | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient_sum(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsInt | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+        arg5: bool,
+    ) -> None: ...
+    @property
+    def parameters(self) -> int: ...
 
 class Blocks:
     def __init__(
@@ -385,6 +449,18 @@ def poisson_sample(
     begin: typing.SupportsInt | typing.SupportsIndex,
     end: typing.SupportsInt | typing.SupportsIndex,
 ) -> numpy.typing.NDArray[numpy.int64]: ...
+def private_step(
+    communicator: Communicator,
+    data: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    key: bytes,
+    generator: str,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    std: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    algo: str = "",
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+) -> None: ...
 def schedule_cost(
     ranks: collections.abc.Sequence[Schedule], bytes: typing.SupportsFloat | typing.SupportsIndex
 ) -> Cost: ...
