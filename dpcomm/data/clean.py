@@ -122,10 +122,12 @@ def fields_of(line: bytes, schema: Schema) -> list[str]:
     return rows[0] if rows else []
 
 
-def check_first_line(line: bytes, schema: Schema) -> list[str]:
+def check_first_line(line: bytes, schema: Schema, labelled: bool = True) -> list[str]:
     """Checks the first line of a CSV file; returns the names of its fields in order."""
     fields = [name.strip() for name in fields_of(line, schema)]
     wanted = [column.name for column in schema.columns]
+    if not labelled and schema.format.header:
+        wanted = [column.name for column in schema.features]
     delimiter = schema.format.delimiter
     count = len(wanted)
     if len(fields) == 1 and count > 1:
@@ -149,13 +151,21 @@ def check_first_line(line: bytes, schema: Schema) -> list[str]:
 
 
 class Cleaner:
-    """Cleans blocks of a data set. `header` is the order of the fields in a CSV line."""
+    """Cleans blocks of a data set. `header` is the order of the fields in a CSV line.
 
-    def __init__(self, schema: Schema, header: list[str] | None = None) -> None:
+    Records that are not `labelled` need no target and no privacy unit: they are for inference, and
+    only the columns that become features are looked at.
+    """
+
+    def __init__(
+        self, schema: Schema, header: list[str] | None = None, labelled: bool = True
+    ) -> None:
         self.schema = schema
+        self.labelled = labelled
         self.header = header or [column.name for column in schema.columns]
         self.dtype = record_dtype(schema)
-        self.positions = [self.header.index(column.name) for column in schema.columns]
+        self.wanted = schema.columns if labelled else schema.features
+        self.positions = [self.header.index(column.name) for column in self.wanted]
 
     def text(self, block: Any) -> Cleaned:
         """Cleans a block of whole lines: any buffer of bytes, each line ended by a newline.
@@ -218,7 +228,7 @@ class Cleaner:
         """Cleans a block of columns: an Arrow table or batch with the schema's column names."""
         frame = pl.DataFrame(pl.from_arrow(table))
         counts = Counts(read=frame.height)
-        frame = frame.select(column.name for column in self.schema.columns)
+        frame = frame.select(column.name for column in self.wanted)
         return self._typed(frame, np.arange(frame.height), counts, strip=True)
 
     def _headers(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -255,12 +265,12 @@ class Cleaner:
             infer_schema=False,
         )
         chosen = {
-            names[p]: c.name for p, c in zip(self.positions, self.schema.columns, strict=True)
+            names[p]: c.name for p, c in zip(self.positions, self.wanted, strict=True)
         }
         return frame.select(pl.col(name).alias(column) for name, column in chosen.items())
 
     def _frame(self, rows: list[list[str]]) -> pl.DataFrame:
-        types = {column.name: pl.String for column in self.schema.columns}
+        types = {column.name: pl.String for column in self.wanted}
         return pl.DataFrame(rows, schema=types, orient="row")
 
     def _typed(
@@ -268,9 +278,7 @@ class Cleaner:
     ) -> Cleaned:
         """Types and checks every value, counts what is wrong, drops or marks it, and packs."""
         schema = self.schema
-        plans = [
-            _Plan(column, frame.schema[column.name], schema, strip) for column in schema.columns
-        ]
+        plans = [_Plan(c, frame.schema[c.name], schema, strip) for c in self.wanted]
         typed = frame.lazy().select(e for plan in plans for e in plan.values()).collect()
         checks = typed.lazy().select(e for plan in plans for e in plan.checks()).collect()
         fatal = [name for name in checks.columns if name.startswith("dropped/")]
@@ -288,7 +296,8 @@ class Cleaner:
         counts.kept = len(lines)
 
         records = np.zeros(len(lines), self.dtype)
-        records["target"] = typed[schema.target].to_numpy()
+        if self.labelled:
+            records["target"] = typed[schema.target].to_numpy()
         for column in schema.features:
             values = typed[column.name].fill_null(0).to_numpy()
             if _imputes(column):
@@ -301,7 +310,7 @@ class Cleaner:
     def _keys(self, records: np.ndarray, typed: pl.DataFrame) -> np.ndarray:
         """A hash of the privacy unit; without one, of the record, for equal records are
         interchangeable."""
-        if self.schema.unit is None:
+        if self.schema.unit is None or not self.labelled:
             words = records.view("<u8").reshape(len(records), -1)
             return _hash(words, records.dtype.itemsize)
         units = typed[self.schema.unit]
