@@ -1,7 +1,7 @@
 """The saved transformation, applied to new records without Spark: the bits that the shards have.
 
-    model_input = inference.load("data/census")
-    rows = model_input.text(b"38,Private,…\\n").features
+model_input = inference.load("data/census")
+rows = model_input.text(b"38,Private,…\\n").features
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from dpcomm.data import shards
-from dpcomm.data.clean import Cleaned, Cleaner, Counts, check_first_line
+from dpcomm.data.clean import Cleaned, Cleaner, Counts
 from dpcomm.data.encode import Transformation
+from dpcomm.data.lines import layout_of
 
 
 @dataclass(frozen=True)
 class Applied:
     """`features` [n, features] float32 of the records that are valid; row i came from record
-    `source[i]` of the input (a header line counts as one). `counts` says what became of the rest."""
+    `source[i]` of the input (a header line is one too). `counts` says what became of the rest."""
 
     features: np.ndarray
     source: np.ndarray
@@ -34,6 +35,7 @@ class Inference:
     def __init__(self, transformation: Transformation) -> None:
         self.transformation = transformation
         self.schema = transformation.schema
+        self.cleaner = Cleaner(self.schema, labelled=False)
 
     @property
     def columns(self) -> list[str]:
@@ -43,13 +45,12 @@ class Inference:
         """Applies to CSV lines as the schema's format describes them, header included if it says
         so. Raises DataError where the first line cannot be right."""
         block = block if block.endswith(b"\n") else block + b"\n"
-        first = block[: block.index(b"\n")]
-        header = check_first_line(first, self.schema, labelled=False)
-        return self._encode(Cleaner(self.schema, header, labelled=False).text(block))
+        layout = layout_of(block[: block.index(b"\n")], self.schema, labelled=False)
+        return self._encode(self.cleaner.text(block, layout))
 
     def table(self, table: Any) -> Applied:
         """Applies to an Arrow table or batch with the schema's column names."""
-        return self._encode(Cleaner(self.schema, labelled=False).columns(table))
+        return self._encode(self.cleaner.columns(table))
 
     def _encode(self, cleaned: Cleaned) -> Applied:
         rows = self.transformation.rows(cleaned.records)
