@@ -32,7 +32,7 @@ HEADERS = {
 PACKAGES = {
     "torch": {
         "dpcomm/torch.py",
-        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "model", "trainer")),
+        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
     },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},
