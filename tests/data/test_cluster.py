@@ -108,6 +108,6 @@ def test_two_workers_write_the_bytes_of_one_process(cluster, raw, prepared, tmp_
 def test_a_killed_worker_loses_nothing(cluster, raw, prepared, tmp_path):
     """One worker dies while its tasks run: the other does their work again."""
     slow = tmp_path / "slow"
-    job = cluster.submit(raw, tmp_path / "out", DPCOMM_TEST_PAUSE=str(slow))
+    cluster.submit(raw, tmp_path / "out", DPCOMM_TEST_PAUSE=str(slow))
     cluster.wait_for("Launching executor", 2)
     ...
