@@ -101,10 +101,11 @@ class Job:
         place = self.shard_of(keys) * len(SPLITS) + self.split_of(keys, split)
         order = np.argsort(place.astype(np.uint32), kind="stable")
         ends = np.searchsorted(place[order], np.arange(self.shards * len(SPLITS) + 1))
+        keys, records = keys[order], _take(cleaned.records, order)
         for i, (a, b) in enumerate(pairwise(ends)):
             if a < b:
                 shard, name = divmod(i, len(SPLITS))
-                yield shard, Part(SPLITS[name], keys[order[a:b]], cleaned.records[order[a:b]])
+                yield shard, Part(SPLITS[name], keys[a:b], records[a:b])
 
     def rows(self, cleaned: Cleaned, split: str | None) -> pa.RecordBatch:
         """The parts as rows to be shuffled: many records a row, for Spark's cost is by the row."""
@@ -171,7 +172,7 @@ def ordered(
         keys = np.concatenate([part.keys for part in own])
         records = np.concatenate([part.records for part in own])
         order = np.argsort(keys, kind="stable")
-        keys, records = keys[order], records[order]
+        keys, records = keys[order], _take(records, order)
         first = np.flatnonzero(np.diff(keys, prepend=-1))
         sizes = np.diff(first, append=len(keys))
         for i in np.flatnonzero(sizes > 1):
@@ -187,6 +188,11 @@ def ordered(
                 counts.kept -= excess
                 records = records[kept]
         yield split, records
+
+
+def _take(records: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`records[order]`, moved as whole bytes instead of field by field."""
+    return records.view(f"V{records.dtype.itemsize}")[order].view(records.dtype)
 
 
 def content(column: pa.Array) -> pa.Buffer:
