@@ -28,7 +28,7 @@ from dpcomm.data.encode import Transformation
 from dpcomm.data.java import JavaError
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
-from dpcomm.data.statistics import Statistics, Sums, add
+from dpcomm.data.stats import Statistics, Sums, add
 from dpcomm.data.store import Job, Shard
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dpcomm.data import keys as keys_
-from dpcomm.data import statistics
+from dpcomm.data import stats
 from dpcomm.data.clean import Cleaned, Counts, record_dtype
 from dpcomm.data.encode import Transformation
 from dpcomm.data.schema import DataError, Schema
@@ -135,11 +135,11 @@ class Job:
                 records = np.frombuffer(row["records"], dtype)
                 yield row["shard"], Part(SPLITS[row["split"]], keys, records)
 
-    def sums(self, parts: Iterable[Part]) -> statistics.Sums:
+    def sums(self, parts: Iterable[Part]) -> stats.Sums:
         """What the statistics need of one shard: of its training records, bounded per unit."""
         train = (part for part in parts if part.split == "train")
         records = (records for _, records in ordered(train, self.schema, Counts()))
-        return statistics.sums(records, self.schema)
+        return stats.sums(records, self.schema)
 
     def write_shard(
         self, shard: int, parts: Iterable[Part], into: Transformation, counts: Counts

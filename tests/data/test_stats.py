@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from dpcomm.data import shards, statistics
+from dpcomm.data import shards, stats
 from dpcomm.data.prepare import prepare
 from dpcomm.data.schema import Schema, SchemaError, from_dict, load
-from dpcomm.data.statistics import Statistics
+from dpcomm.data.stats import Statistics
 
 
 def asking() -> Schema:
@@ -66,7 +66,7 @@ def test_noise_has_the_scale_of_the_sensitivity():
     drawn = [Statistics("dp", 4.0)._private(schema, sums)["age"] for _ in range(2000)]
     steps, counts = np.array(drawn).T
     # Discrete Laplace of scale b has standard deviation close to b sqrt(2): epsilon 1 a query.
-    assert np.std(steps) == pytest.approx(statistics.GRID * 2**0.5, rel=0.1)
+    assert np.std(steps) == pytest.approx(stats.GRID * 2**0.5, rel=0.1)
     assert np.std(counts) == pytest.approx((2 * np.exp(-1)) ** 0.5 / (1 - np.exp(-1)), rel=0.1)
 
 
