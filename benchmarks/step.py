@@ -3,10 +3,10 @@
     python benchmarks/step.py --output benchmarks/baselines/step.jsonl
 
 Each side samples its batch, gathers it, and updates the parameters. Blocks of steps of all sides
-take turns; a step's time is the median over blocks of a block's median. Two cores of a virtual
-machine may share one physical core, for seconds at a time: a block before and after which two
-threads together were not at least `--probe` times as fast as one is dropped. Peers that are not
-installed are left out, and named.
+take turns; a step's time is the median over blocks of a block's median, and beside it the best.
+Two cores of a virtual machine may share one physical core, for seconds at a time: a block before
+and after which two threads together were not at least `--probe` times as fast as one is dropped.
+Peers that are not installed are left out, and named.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Record:
     batch: int
     threads: int
     step_us: float
-    times_eager: float  # how many of its steps plain torch takes the time of
+    best_us: float  # a block's 10th percentile, the least over blocks: undisturbed by neighbours
+    times_eager: float  # plain torch's best_us over this one
     blocks: int  # that were kept
     dropped: int  # for sharing a core
     probe: float  # two threads against one, the median over the blocks kept
@@ -213,8 +214,8 @@ class Probe:
         return 2 * one / (time.perf_counter() - begin)
 
 
-def block(step: Step, seconds: float) -> float:
-    """The median of a step's time in µs, over `seconds` of steps after one to warm up."""
+def block(step: Step, seconds: float) -> tuple[float, float]:
+    """Median and 10th percentile of a step's µs, over `seconds` of steps after one to warm up."""
     step()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -223,13 +224,14 @@ def block(step: Step, seconds: float) -> float:
             times.append(time.perf_counter())
         step()
         times.append(time.perf_counter())
-    return statistics.median(b - a for a, b in itertools.pairwise(times)) * 1e6
+    microseconds = np.diff(times) * 1e6
+    return float(np.median(microseconds)), float(np.percentile(microseconds, 10))
 
 
 def measure(model: str, batch: int, data: Data, options: argparse.Namespace) -> list[Record]:
     steps = sides(model, batch, data, options)
     probe = Probe()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     probes: list[float] = []
     dropped = 0
     for _ in range(options.blocks):
@@ -247,7 +249,8 @@ def measure(model: str, batch: int, data: Data, options: argparse.Namespace) -> 
             f"# {model} at {batch}: all {dropped} blocks shared a core; lower --probe to see them"
         )
         return []
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = {name: statistics.median(m for m, _ in pairs) for name, pairs in times.items()}
+    best = {name: min(b for _, b in pairs) for name, pairs in times.items()}
     malloc = {k: v for k, v in os.environ.items() if "MALLOC" in k or k == "LD_PRELOAD"}
     return [
         Record(
@@ -256,7 +259,8 @@ def measure(model: str, batch: int, data: Data, options: argparse.Namespace) -> 
             batch=batch,
             threads=options.threads,
             step_us=round(value, 2),
-            times_eager=round(medians["torch eager"] / value, 3),
+            best_us=round(best[name], 2),
+            times_eager=round(best["torch eager"] / best[name], 3),
             blocks=len(probes),
             dropped=dropped,
             probe=round(statistics.median(probes), 2),
@@ -280,15 +284,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = Data()
-    print(f"{'side':<16}{'model':<14}{'batch':>6}{'step (us)':>12}{'x eager':>9}  blocks")
+    print(f"{'side':<16}{'model':<14}{'batch':>6}{'step (us)':>12}{'best':>12}{'x eager':>9}")
     for model in options.models:
         for batch in options.batches:
-            for r in measure(model, batch, data, options):
-                row = f"{r.side:<16}{r.model:<14}{r.batch:>6}{r.step_us:>12}{r.times_eager:>9}"
-                print(f"{row}  {r.blocks} of {r.blocks + r.dropped}, probe {r.probe}", flush=True)
+            records = measure(model, batch, data, options)
+            for r in records:
+                row = f"{r.side:<16}{r.model:<14}{r.batch:>6}{r.step_us:>12}{r.best_us:>12}"
+                print(f"{row}{r.times_eager:>9}", flush=True)
                 if options.output:
                     with open(options.output, "a") as file:
                         file.write(json.dumps(asdict(r)) + "\n")
+            if records:
+                print(f"# {r.blocks} blocks kept at probe {r.probe}, {r.dropped} dropped")
 
 
 if __name__ == "__main__":
