@@ -19,6 +19,28 @@ void raise_pending_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+// Registered memory. Keeps the transport, whose segment it lies in.
+class Memory {
+ public:
+  Memory(std::shared_ptr<Transport> transport, std::size_t bytes)
+      : transport_(std::move(transport)),
+        data_(transport_->shared_memory()->allocate(bytes)),
+        bytes_(bytes) {
+    DPCOMM_CHECK(data_, EnvironmentError, "rank ", transport_->rank(), ": no ", bytes,
+                 " bytes of shared memory are left: free buffers of comm.empty()");
+  }
+  ~Memory() { transport_->shared_memory()->release(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<Transport> transport_;
+  void* data_;
+  std::size_t bytes_;
+};
+
 Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
                     std::string_view dtype, std::string_view op, std::string_view algo, int root) {
   Arguments made{.data = reinterpret_cast<const void*>(data),
@@ -55,6 +77,13 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("size", &Transport::size)
       .def_property_readonly("name", &Transport::name);
 
+  py::class_<Memory, std::shared_ptr<Memory>>(module, "Memory", py::buffer_protocol(),
+                                              "Bytes that the peers see, for as long as it lives.")
+      .def_buffer([](Memory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()),
+                               static_cast<py::ssize_t>(memory.bytes()));
+      });
+
   py::class_<Communicator> communicator(module, "Communicator", "See dpcomm.comm.Communicator.");
   communicator
       .def(py::init([](std::shared_ptr<Transport> transport) {
@@ -65,7 +94,7 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("transport",
-                             [](Communicator& self) { return self.transport().name(); })
+                             [](Communicator& self) { return self.transport()->name(); })
       .def(
           "all_reduce_with",
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
@@ -81,6 +110,14 @@ void bind_communicator(py::module_& module) {
           },
           py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("op"), py::arg("algo"),
           py::arg("epilogue"), "all_reduce in place, with an epilogue(pointer, offset, count).")
+      .def(
+          "allocate",
+          [](Communicator& self, std::size_t bytes) {
+            SharedMemory* const shared = self.transport()->shared_memory();
+            return shared && !shared->sees_all() ? std::make_shared<Memory>(self.transport(), bytes)
+                                                 : nullptr;
+          },
+          py::arg("bytes"), "Memory; None where peers see none, or where they see all.")
       .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("abort", &Communicator::abort, py::arg("reason"),

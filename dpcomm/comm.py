@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
+
+import numpy as np
 
 from dpcomm import _core, arrays
 
@@ -21,8 +25,9 @@ class Communicator:
     type that came in. UsageError, a ValueError, for anything else, before a byte is sent.
     """
 
-    def __init__(self, transport: _core.Transport) -> None:
+    def __init__(self, transport: _core.Transport, hosts: int = 1) -> None:
         self.core = _core.Communicator(transport)
+        self._hosts = hosts
 
     @property
     def rank(self) -> int:
@@ -37,8 +42,34 @@ class Communicator:
         """What carries the messages: local (threads of one process), shm or mpi."""
         return self.core.transport
 
+    @property
+    def hosts(self) -> int:
+        """How many hosts the ranks are on."""
+        return self._hosts
+
     def __repr__(self) -> str:
         return f"<dpcomm.Communicator rank {self.rank}/{self.size} over {self.transport}>"
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32") -> Any:
+        """A new array that the ranks of the host reduce straight out of each other's memory.
+
+        Its content is arbitrary. `dtype` is a torch dtype, for a tensor, or what NumPy takes, for
+        an array. Every other buffer works too, through copies on the way in and out.
+
+        Raises EnvironmentError when the host's memory is used up.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(dtype, torch.dtype):
+            memory = self.core.allocate(math.prod(shape) * dtype.itemsize)
+            if memory is None or math.prod(shape) == 0:  # frombuffer refuses an empty one
+                return torch.empty(shape, dtype=dtype)
+            return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+        kind = np.dtype(dtype)
+        memory = self.core.allocate(math.prod(shape) * kind.itemsize)
+        if memory is None:
+            return np.empty(shape, kind)
+        return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
 
     def all_reduce(
         self, tensor: Any, op: str = "sum", algo: str | None = None, out: Any = None

@@ -4,12 +4,17 @@
 #include <cstring>
 
 #include "base/error.hpp"
+#include "engine/direct.hpp"
 
 namespace dpcomm {
 namespace {
 
 constexpr std::size_t kWholeLines = 16;  // elements; see Buffer::grain
 constexpr std::size_t kShortBytes = 16384;
+
+bool is_float(DType dtype) {
+  return dtype != DType::kInt64 && dtype != DType::kInt32 && dtype != DType::kUInt8;
+}
 
 void copy(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
@@ -23,6 +28,14 @@ Communicator::Communicator(std::shared_ptr<Transport> transport)
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
+  SharedMemory* const memory = transport_->shared_memory();
+  if (memory && algorithm == Algorithm::kRoundRobin) {
+    const Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
+    return guarded(stamp, [&] {
+      direct_all_reduce(*memory, rank(), size(), arguments.data, arguments.out, stamp,
+                        arguments.epilogue);
+    });
+  }
   copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
 }
@@ -80,11 +93,20 @@ void Communicator::close() {
 
 void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
                        const Arguments& arguments) {
-  DPCOMM_CHECK(!closed_, UsageError, "rank ", rank(), "/", size(), ": ", name_of(operation),
-               " on a communicator that is closed");
   DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
                " is no rank: use 0 to ", size() - 1);
   const Schedule& steps = schedule(operation, algorithm, arguments.root);
+  const Stamp stamp = next_stamp(operation, algorithm, arguments);
+  guarded(stamp, [&] { execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_); });
+}
+
+Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
+                               const Arguments& arguments) {
+  DPCOMM_CHECK(!closed_, UsageError, "rank ", rank(), "/", size(), ": ", name_of(operation),
+               " on a communicator that is closed");
+  DPCOMM_CHECK(arguments.redop != RedOp::kMean || is_float(arguments.dtype), UsageError, "rank ",
+               rank(), "/", size(), ": the mean of ", name_of(arguments.dtype),
+               " is not defined: use op='sum'");
   Stamp stamp{.sequence = ++sequence_,
               .count = arguments.count,
               .root = arguments.root,
@@ -93,8 +115,14 @@ void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& b
               .redop = arguments.redop};
   const std::string_view name = name_of(algorithm);
   std::copy(name.begin(), name.end(), stamp.algorithm);
+  return stamp;
+}
+
+// What ends one rank's collective ends those of all.
+template <class Body>
+void Communicator::guarded(const Stamp& stamp, Body body) {
   try {
-    execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_);
+    body();
   } catch (const MismatchError& error) {
     transport_->abort(FailureKind::kMismatch, error.what());
     throw;
@@ -131,14 +159,16 @@ const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm,
   return schedules_.emplace(key, build()).first->second;
 }
 
-// Few rounds for short messages, few bytes for long ones.
+// Shared memory knows no messages in a direct exchange; elsewhere few rounds for short ones, and
+// few bytes for long ones.
 Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
   if (arguments.algorithm) return *arguments.algorithm;
+  if (transport_->shared_memory()) return Algorithm::kRoundRobin;
   if (operation == Operation::kAllReduce &&
       arguments.count * size_of(arguments.dtype) <= kShortBytes) {
     return Algorithm::kRecursiveDoubling;
   }
-  return transport_->name() == "mpi" ? Algorithm::kRing : Algorithm::kRoundRobin;
+  return Algorithm::kRing;
 }
 
 }  // namespace dpcomm

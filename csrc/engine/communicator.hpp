@@ -34,7 +34,7 @@ class Communicator {
 
   int rank() const { return transport_->rank(); }
   int size() const { return transport_->size(); }
-  Transport& transport() { return *transport_; }
+  const std::shared_ptr<Transport>& transport() const { return transport_; }
 
   // out[count] = the reduction of all ranks' data[count], after the epilogue; the same bits on
   // every rank.
@@ -64,6 +64,9 @@ class Communicator {
  private:
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
+  Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
+  template <class Body>
+  void guarded(const Stamp& stamp, Body body);
   const Schedule& schedule(Operation operation, Algorithm algorithm, int root);
   Algorithm choose(Operation operation, const Arguments& arguments) const;
 

@@ -258,11 +258,16 @@ int size() {
   return value;
 }
 
-bool one_host() {
-  int together = neighbours() == size();
-  check(MPI_Allreduce(MPI_IN_PLACE, &together, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD),
-        "MPI_Allreduce");
-  return together;
+int hosts() {
+  MPI_Comm host;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+        "MPI_Comm_split_type");
+  int place = 0;
+  MPI_Comm_rank(host, &place);
+  MPI_Comm_free(&host);
+  int count = place == 0;
+  check(MPI_Allreduce(MPI_IN_PLACE, &count, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
+  return count;
 }
 
 std::string broadcast(std::string text) {

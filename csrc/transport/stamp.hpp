@@ -46,6 +46,9 @@ struct Header {
 };
 static_assert(sizeof(Header) == 64);
 
+// Tells stamps that differ in what ranks must agree on, as good as surely.
+std::uint64_t fingerprint(const Stamp& stamp);
+
 // "all_reduce #12 (1000 float32, sum, ring, root 0)": what both sides must agree on.
 std::string describe(const Stamp& stamp);
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
 
 namespace dpcomm {
@@ -47,6 +48,9 @@ class Transport {
   // TimeoutError at the deadline, and the error of whichever rank called abort().
   virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
+
+  // Direct access to the peers' memory, where there is one.
+  virtual SharedMemory* shared_memory() { return nullptr; }
 
   // Ends every rank's present and later exchanges with `reason`. The first call of all ranks
   // counts.
