@@ -43,14 +43,15 @@ def check_sum(comm: dpcomm.Communicator, algorithm: str, count: int) -> None:
 def check_registered(comm: dpcomm.Communicator, count: int, mixed: bool) -> None:
     """In memory of `empty`, on all ranks or on all but the last: the bits of any other buffer."""
     own = np.random.default_rng([comm.rank, count]).standard_normal(count, np.float32)
-    private = comm.all_reduce(own.copy(), algo="round_robin")
+    algo = "round_robin"
+    private = comm.all_reduce(own.copy(), algo=algo)
     given = own if mixed and comm.rank == comm.size - 1 else comm.empty(count)
     given[:] = own
     out = comm.empty(count)
-    assert comm.all_reduce(given, out=out) is out
+    assert comm.all_reduce(given, algo=algo, out=out) is out
     assert out.tobytes() == private.tobytes()
     assert given.tobytes() == own.tobytes()
-    assert comm.all_reduce(given).tobytes() == private.tobytes()
+    assert comm.all_reduce(given, algo=algo).tobytes() == private.tobytes()
 
 
 def main() -> None:
