@@ -119,6 +119,8 @@ void bind_communicator(py::module_& module) {
           },
           py::arg("bytes"), "Memory; None where peers see none, or where they see all.")
       .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
+      .def("split", &Communicator::split, py::arg("color"), py::arg("key"),
+           py::call_guard<py::gil_scoped_release>())
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("abort", &Communicator::abort, py::arg("reason"),
            py::call_guard<py::gil_scoped_release>(),
@@ -126,6 +128,7 @@ void bind_communicator(py::module_& module) {
   bind_collective<&Communicator::all_reduce>(communicator, "all_reduce");
   bind_collective<&Communicator::reduce_scatter>(communicator, "reduce_scatter");
   bind_collective<&Communicator::all_gather>(communicator, "all_gather");
+  bind_collective<&Communicator::all_to_all>(communicator, "all_to_all");
   bind_collective<&Communicator::broadcast>(communicator, "broadcast");
   bind_collective<&Communicator::reduce>(communicator, "reduce");
 

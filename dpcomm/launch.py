@@ -83,7 +83,7 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
     elif transport == "mpi":
         raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
     _core.set_log_rank(job.rank, job.size)
-    comm = Communicator(_transport(job, transport, seconds), job.hosts)
+    comm = Communicator(_core.Communicator(_transport(job, transport, seconds)), job.hosts)
     _guard(comm)
     if job.launcher == "mpirun" and job.size > 1:
         _introduce(comm)

@@ -80,6 +80,46 @@ void Communicator::reduce(const Arguments& arguments) {
   run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
 }
 
+void Communicator::all_to_all(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  DPCOMM_CHECK(arguments.data != arguments.out || arguments.count == 0, UsageError, "rank ", rank(),
+               "/", size(), ": all_to_all in place is not supported: give another out=");
+  Stamp stamp = next_stamp(Operation::kAllToAll, Algorithm::kRoundRobin, arguments);
+  stamp.round = stamp.rounds = 1;
+  const std::size_t shard = arguments.count * size_of(arguments.dtype);
+  const auto* const data = static_cast<const std::byte*>(arguments.data);
+  auto* const out = static_cast<std::byte*>(arguments.out);
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  for (int step = 1; step < size(); ++step) {
+    const int to = (rank() + step) % size();
+    const int from = (rank() + size() - step) % size();
+    sends.push_back({to, data + shard * to, shard});
+    receives.push_back({from, out + shard * from, shard});
+  }
+  copy(out + shard * rank(), data + shard * rank(), shard);
+  guarded(stamp, [&] { transport_->exchange(stamp, sends, receives); });
+}
+
+std::unique_ptr<Communicator> Communicator::split(int color, int key) {
+  std::vector<std::int32_t> all(2 * static_cast<std::size_t>(size()));
+  const std::int32_t own[] = {color, key};
+  all_gather({.data = own, .out = all.data(), .count = 2, .dtype = DType::kInt32});
+
+  const std::lock_guard lock(mutex_);
+  const Stamp stamp = next_stamp(Operation::kSplit, Algorithm::kTree, {});
+  if (color < 0) return nullptr;
+  std::vector<int> members;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (all[2 * peer] == color) members.push_back(peer);
+  }
+  std::stable_sort(members.begin(), members.end(),
+                   [&](int a, int b) { return all[2 * a + 1] < all[2 * b + 1]; });
+  std::shared_ptr<Transport> part;
+  guarded(stamp, [&] { part = transport_->split(stamp, members); });
+  return std::make_unique<Communicator>(std::move(part));
+}
+
 void Communicator::barrier() {
   const std::lock_guard lock(mutex_);
   run(Operation::kBarrier, Algorithm::kRecursiveDoubling, {nullptr, 0, 1}, {});

@@ -52,6 +52,14 @@ class Communicator {
   // On the root, out[count] = the reduction of all ranks' data[count]; `out` of others is not used.
   void reduce(const Arguments& arguments);
 
+  // out[j * count, (j + 1) * count) = rank j's data[rank * count, (rank + 1) * count), not in
+  // place.
+  void all_to_all(const Arguments& arguments);
+
+  // The ranks that give the same color, in the order of `key`, then of rank; nullptr for a negative
+  // color.
+  std::unique_ptr<Communicator> split(int color, int key);
+
   // Returns once every rank has come.
   void barrier();
 

@@ -107,6 +107,23 @@ class MpiTransport final : public Transport {
     wait(stamp, rest);
   }
 
+  std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override {
+    MPI_Group all, some;
+    MPI_Comm comm;
+    check(MPI_Comm_group(comm_, &all), "MPI_Comm_group");
+    check(MPI_Group_incl(all, int_of(members.size()), members.data(), &some), "MPI_Group_incl");
+    check(MPI_Comm_create_group(comm_, some, static_cast<int>(stamp.sequence % 32768), &comm),
+          "MPI_Comm_create_group");
+    check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    MPI_Group_free(&all);
+    MPI_Group_free(&some);
+    const auto place = std::find(members.begin(), members.end(), rank()) - members.begin();
+    auto made = std::make_shared<MpiTransport>(comm, static_cast<int>(place),
+                                               int_of(members.size()), crowded_, timeout());
+    made->on_wait(wait_callback());
+    return made;
+  }
+
   void abort(FailureKind kind, std::string_view reason) noexcept override {
     if (!running() || aborted_) return;
     aborted_ = true;

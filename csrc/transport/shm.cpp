@@ -23,11 +23,11 @@ bool all_done(std::span<const Message> messages, const std::vector<Progress>& pr
 
 }  // namespace
 
-ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string_view name, int rank,
+ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string key, int rank,
                            double timeout)
     : Transport(rank, segment->size(), timeout),
       segment_(std::move(segment)),
-      name_(name),
+      key_(std::move(key)),
       threads_(segment_->arena_bytes() == 0),
       arena_(segment_->arena(rank) + (threads_ ? 0 : 2 * kStagingBytes),
              threads_ ? 0 : segment_->arena_bytes() - 2 * kStagingBytes),
@@ -304,17 +304,49 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
   wait(stamp, look, peers);
 }
 
+std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,
+                                               const std::vector<int>& members) {
+  const int count = static_cast<int>(members.size());
+  const int place =
+      static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
+  if (!threads_) {
+    const std::string key = concat(key_, ".", stamp.sequence, ".", members[0]);
+    std::shared_ptr<Transport> made =
+        shm_transport({key, place, count, timeout(), wait_callback()}, timeout());
+    made->on_wait(wait_callback());
+    return made;
+  }
+  // The first thread makes the memory and shows it to the others.
+  std::shared_ptr<Segment> segment;
+  const std::shared_ptr<Segment>* shown = &segment;
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  if (place == 0) {
+    segment = Segment::of_threads(count);
+    for (int peer : members) {
+      if (peer != rank()) sends.push_back({peer, &shown, sizeof(shown)});
+    }
+  } else {
+    receives.push_back({members[0], &shown, sizeof(shown)});
+  }
+  exchange(stamp, sends, receives);
+  auto made = std::make_shared<ShmTransport>(*shown, "", place, timeout());
+  made->meet(stamp);  // the first may now let go of what it showed
+  made->on_wait(wait_callback());
+  return made;
+}
+
 std::vector<std::shared_ptr<Transport>> local_transports(int size, double timeout) {
   const std::shared_ptr<Segment> segment = Segment::of_threads(size);
   std::vector<std::shared_ptr<Transport>> ranks;
   for (int rank = 0; rank < size; ++rank) {
-    ranks.push_back(std::make_shared<ShmTransport>(segment, "local", rank, timeout));
+    ranks.push_back(std::make_shared<ShmTransport>(segment, "", rank, timeout));
   }
   return ranks;
 }
 
 std::shared_ptr<Transport> shm_transport(const Meeting& meeting, double timeout) {
-  return std::make_shared<ShmTransport>(Segment::of_processes(meeting), "shm", meeting.rank,
+  return std::make_shared<ShmTransport>(Segment::of_processes(meeting), meeting.key, meeting.rank,
                                         timeout);
 }
 

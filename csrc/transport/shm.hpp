@@ -14,13 +14,15 @@ namespace dpcomm {
 // Messages are copied into and out of the pair's stream; direct collectives see the memory itself.
 class ShmTransport final : public Transport, public SharedMemory {
  public:
-  ShmTransport(std::shared_ptr<Segment> segment, std::string_view name, int rank, double timeout);
+  // `key` names the meeting of the processes; threads have none.
+  ShmTransport(std::shared_ptr<Segment> segment, std::string key, int rank, double timeout);
   ~ShmTransport() override { close(); }
 
-  std::string_view name() const override { return name_; }
+  std::string_view name() const override { return key_.empty() ? "local" : "shm"; }
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override;
   void abort(FailureKind kind, std::string_view reason) noexcept override;
+  std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override;
   SharedMemory* shared_memory() override { return this; }
 
   std::uint64_t token(const void* data, std::size_t bytes) const override;
@@ -65,7 +67,7 @@ class ShmTransport final : public Transport, public SharedMemory {
   void check_peers(const Stamp& stamp) const;
 
   std::shared_ptr<Segment> segment_;
-  std::string_view name_;
+  std::string key_;
   bool threads_;
   Arena arena_;
   std::uint64_t directs_ = 0;  // direct collectives posted

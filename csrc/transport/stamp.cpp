@@ -24,6 +24,8 @@ std::string_view name_of(Operation operation) {
       return "all_to_all";
     case Operation::kBarrier:
       return "barrier";
+    case Operation::kSplit:
+      return "split";
   }
   return "an unknown operation";
 }

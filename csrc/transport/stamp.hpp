@@ -18,7 +18,8 @@ enum class Operation : std::uint8_t {
   kBroadcast,
   kReduce,
   kAllToAll,
-  kBarrier
+  kBarrier,
+  kSplit
 };
 
 std::string_view name_of(Operation operation);

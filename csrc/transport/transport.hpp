@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "transport/shared_memory.hpp"
@@ -52,6 +54,10 @@ class Transport {
   // Direct access to the peers' memory, where there is one.
   virtual SharedMemory* shared_memory() { return nullptr; }
 
+  // A transport among `members`: ranks of this one, in the order of the new one, this rank among
+  // them. Each member calls it, in the collective that the stamp names.
+  virtual std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) = 0;
+
   // Ends every rank's present and later exchanges with `reason`. The first call of all ranks
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
@@ -67,6 +73,8 @@ class Transport {
   void waiting() const {
     if (on_wait_) on_wait_();
   }
+
+  const std::function<void()>& wait_callback() const { return on_wait_; }
 
  private:
   int rank_;

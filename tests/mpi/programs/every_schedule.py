@@ -64,6 +64,12 @@ def main() -> None:
         for mixed in (False, True):
             for count in COUNTS:
                 check_registered(comm, count, mixed)
+        half = comm.split(comm.rank % 2)
+        assert comm.size == 1 or half.transport == comm.transport
+        alike = range(comm.rank % 2, comm.size, 2)
+        assert half.all_reduce(np.array([comm.rank]))[0] == sum(alike)
+        assert comm.all_to_all(np.arange(comm.size)).tolist() == [comm.rank] * comm.size
+        assert comm.all_reduce(np.ones(9), async_op=True).wait()[8] == comm.size
         if comm.rank == 0:
             module = launch._mpi.__name__ if launch._mpi else "none"
             print(f"{transport} of {comm.size} ranks holds, {module}")
