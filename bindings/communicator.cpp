@@ -3,6 +3,9 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <cstring>
+
 #include "base/env.hpp"
 #include "base/log.hpp"
 #include "engine/communicator.hpp"
@@ -118,6 +121,27 @@ void bind_communicator(py::module_& module) {
                                                  : nullptr;
           },
           py::arg("bytes"), "Memory; None where peers see none, or where they see all.")
+      .def(
+          "time_all_reduce",
+          [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
+             std::string_view algo, int calls) {
+            const Arguments made = arguments(data, data, count, dtype, "sum", algo, 0);
+            const py::gil_scoped_release unlocked;
+            std::vector<double> seconds;
+            for (int call = 0; call < calls; ++call) {
+              // Written anew, as a trainer does: its lines are in this core's cache, not the
+              // peers'.
+              std::memset(made.out, call & 1, count * size_of(made.dtype));
+              self.barrier();
+              const auto begin = std::chrono::steady_clock::now();
+              self.all_reduce(made);
+              const auto end = std::chrono::steady_clock::now();
+              seconds.push_back(std::chrono::duration<double>(end - begin).count());
+            }
+            return seconds;
+          },
+          py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("algo"), py::arg("calls"),
+          "Seconds of each of `calls` sums in place, without Python; the data is overwritten.")
       .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
       .def("split", &Communicator::split, py::arg("color"), py::arg("key"),
            py::call_guard<py::gil_scoped_release>())

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "base/error.hpp"
-#include "engine/direct.hpp"
 
 namespace dpcomm {
 namespace {
@@ -23,18 +22,19 @@ void copy(void* to, const void* from, std::size_t bytes) {
 }  // namespace
 
 Communicator::Communicator(std::shared_ptr<Transport> transport)
-    : transport_(std::move(transport)) {}
+    : transport_(std::move(transport)) {
+  if (SharedMemory* const memory = transport_->shared_memory()) {
+    direct_ = std::make_unique<DirectAllReduce>(*memory, rank(), size());
+  }
+}
 
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
-  SharedMemory* const memory = transport_->shared_memory();
-  if (memory && algorithm == Algorithm::kRoundRobin) {
+  if (direct_ && algorithm == Algorithm::kRoundRobin) {
     const Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
-    return guarded(stamp, [&] {
-      direct_all_reduce(*memory, rank(), size(), arguments.data, arguments.out, stamp,
-                        arguments.epilogue);
-    });
+    return guarded(stamp,
+                   [&] { direct_->run(arguments.data, arguments.out, stamp, arguments.epilogue); });
   }
   copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
@@ -203,7 +203,7 @@ const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm,
 // few bytes for long ones.
 Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
   if (arguments.algorithm) return *arguments.algorithm;
-  if (transport_->shared_memory()) return Algorithm::kRoundRobin;
+  if (direct_) return Algorithm::kRoundRobin;
   if (operation == Operation::kAllReduce &&
       arguments.count * size_of(arguments.dtype) <= kShortBytes) {
     return Algorithm::kRecursiveDoubling;

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/direct.hpp"
 #include "engine/execute.hpp"
 #include "schedule/schedule.hpp"
 #include "transport/transport.hpp"
@@ -79,6 +80,7 @@ class Communicator {
   Algorithm choose(Operation operation, const Arguments& arguments) const;
 
   std::shared_ptr<Transport> transport_;
+  std::unique_ptr<DirectAllReduce> direct_;  // where ranks see each other's memory
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
   std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;
