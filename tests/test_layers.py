@@ -16,6 +16,7 @@ LAYERS = {
     "base": set(),
     "schedule": set(),
     "privacy": {"base"},
+    "model": {"privacy", "base"},
     "transport": {"base"},
     "engine": {"schedule", "transport", "base"},
     "simt": {"base", "privacy"},
@@ -29,7 +30,10 @@ HEADERS = {
 }
 # package -> the only modules that may import it
 PACKAGES = {
-    "torch": {"dpcomm/torch.py", "dpcomm/train.py"},
+    "torch": {
+        "dpcomm/torch.py",
+        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
+    },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py"},

@@ -1,0 +1,238 @@
+"""`python -m dpcomm.data.prepare INPUT OUTPUT --schema census`: raw records to shards, on Spark.
+
+Spark reads, shuffles by shard and retries; its Python workers clean, sort, encode and write whole
+Arrow batches. DataFrame API only, one pass over the input, and only reports reach the driver:
+
+    lines → clean → repartitionById(shard) → sort, encode, write
+
+A worker holds one shard at a time: give larger data more shards. The output depends on the input,
+the schema and the number of shards alone: not on the engine, the cores or the retries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dpcomm.data import embedded, java, store
+from dpcomm.data.clean import Cleaner, Counts
+from dpcomm.data.encode import Transformation
+from dpcomm.data.java import JavaError
+from dpcomm.data.lines import Layout, layout_of
+from dpcomm.data.schema import DataError, Schema, SchemaError, load
+from dpcomm.data.store import Job, Shard
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+_ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+
+
+def session(master: str | None = None) -> SparkSession:
+    """A Spark session on `master`; under spark-submit, the session that it set up."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        java.set_environment()
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("dpcomm.data.prepare")
+    if master is not None:
+        builder = builder.master(master)
+    package_root = str(Path(__file__).parents[2])
+    return (
+        builder.config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.executorEnv.PYTHONPATH", package_root)
+        .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
+        .getOrCreate()
+    )
+
+
+def prepare(
+    source: str,
+    output: str,
+    schema: Schema,
+    *,
+    spark: SparkSession | None = None,
+    shards: int = 8,
+    parquet: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Prepares `source` into `output` and returns the manifest.
+
+    With a session, on Spark; without, on the embedded engine. Raises DataError when the input
+    cannot be right, and then publishes nothing.
+    """
+    job = Job(schema, output, shards, parquet)
+    into = Transformation(schema)
+    if spark is None:
+        parts, counts = embedded.collect(job, source)
+        store.begin(job, overwrite)
+        written = embedded.write(job, parts, into, counts)
+    else:
+        batch_rows = spark.conf.get(_ARROW_ROWS) or "10000"
+        spark.conf.set(_ARROW_ROWS, str(embedded.ROWS))
+        try:
+            rows = _cleaned(spark, job, source)
+            store.begin(job, overwrite)
+            written, counts = _write(rows, job, into)
+        finally:
+            spark.conf.set(_ARROW_ROWS, batch_rows)
+    return store.publish(job, written, counts, into, {"stats": "public", "ledger": []})
+
+
+def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
+    """The valid records as `store.ROW`s, each shard in a partition of its own."""
+    from pyspark.errors import AnalysisException
+    from pyspark.sql import functions as F
+
+    parts = []
+    for split, place in job.sources(source):
+        try:
+            frame, layout = _read(spark, job, place)
+        except AnalysisException as error:
+            raise DataError(f"no input at {place}: {_cause(error)}") from error
+        parts.append(frame.mapInArrow(_cleaning(job, layout, split), _DDL))
+    rows = reduce(lambda a, b: a.unionAll(b), parts)
+    return rows.repartitionById(job.shards, F.col("shard"))
+
+
+_DDL = "shard int, split int, keys binary, records binary"
+
+
+def _read(spark: SparkSession, job: Job, place: str) -> tuple[DataFrame, Layout | None]:
+    """The columns of Parquet, or the lines of CSV and their layout; DataError if neither serves."""
+    from pyspark.sql import functions as F
+
+    schema = job.schema
+    if schema.format.kind == "parquet":
+        frame = spark.read.parquet(place)
+        job.check_columns(frame.columns, place)
+        return frame.select(*(F.col(f"`{c.name}`") for c in schema.columns)), None
+    text = spark.read.text(place, lineSep="\n")
+    # A line cut here is still too long, and dropped as such; whole, it could fill a worker.
+    line = F.substring(F.col("value").cast("binary"), 1, schema.format.longest_line + 2)
+    return text.select(F.concat(line, F.lit(b"\n")).alias("line")), _layout(spark, text, schema)
+
+
+def _layout(spark: SparkSession, text: DataFrame, schema: Schema) -> Layout:
+    """Checks the first line of every file; one layout must serve them all."""
+    layouts = {}
+    for file in text.inputFiles():
+        line = spark.read.text(file, lineSep="\n").head()
+        if line is None:
+            raise DataError(f"{file} is empty")
+        layouts[layout_of(line.value.encode(), schema)] = file
+    if len(layouts) > 1:
+        raise DataError(f"the headers of {' and '.join(list(layouts.values())[:2])} differ")
+    return next(iter(layouts))
+
+
+def _cleaning(job: Job, layout: Layout | None, split: str | None) -> ArrowFunction:
+    def clean(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        cleaner, counts = Cleaner(job.schema), Counts()
+        for batch in batches:
+            if layout is None:
+                cleaned = cleaner.columns(batch)
+            else:
+                cleaned = cleaner.text(store.content(batch.column(0)), layout)
+            counts.add(cleaned.counts)
+            yield job.rows(cleaned, split)
+        yield job.count_row(counts)
+
+    return clean
+
+
+def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard], Counts]:
+    from pyspark.errors import PySparkException
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        counts = Counts()
+        found = [part for batch in batches for part in job.unpack(batch, counts)]
+        shards = []
+        for shard in {shard for shard, _ in found}:
+            parts = [part for place, part in found if place == shard]
+            shards += job.write_shard(shard, parts, into, counts)
+        report = {"shards": [vars(shard) for shard in shards], "counts": counts.to_dict()}
+        yield pa.record_batch({"report": [json.dumps(report)]})
+
+    written, counts = [], Counts()
+    try:
+        reports = rows.mapInArrow(write, "report string").collect()
+    except PySparkException as error:
+        raise store.WriteError(_cause(error)) from error
+    for row in reports:
+        report = json.loads(row.report)
+        written += [Shard(**shard) for shard in report["shards"]]
+        counts.add(Counts.from_dict(report["counts"]))
+    return written, counts
+
+
+def _cause(error: Exception) -> str:
+    """What a worker said, without the traces of Python and Java around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    own = [line.split("WriteError: ")[1] for line in lines if "WriteError: " in line]
+    return (own or lines or [type(error).__name__])[0]
+
+
+def report(manifest: dict[str, Any]) -> str:
+    """What became of the records, for the screen."""
+    counts, splits = manifest["counts"], manifest["splits"]
+    sizes = {split: sum(s["records"] for s in shards) for split, shards in splits.items()}
+    lines = [
+        f"{counts['read']:,} records read, {counts['kept']:,} kept:"
+        f" {sizes['train']:,} to train and {sizes['test']:,} to test,"
+        f" {len(manifest['columns']) - 1} features"
+    ]
+    for kind in ("dropped", "repaired", "imputed"):
+        lines += [f"  {kind:8} {n:>9,}  {reason}" for reason, n in counts[kind].items()]
+    stats = manifest["privacy"]["stats"]
+    return "\n".join([*lines, f"statistics: {stats}. These counts are exact: not for publication."])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("dpcomm.data.prepare", description="raw records to shards")
+    parser.add_argument("input", help="file, folder or pattern; any path that Spark reads")
+    parser.add_argument("output", help="folder to write")
+    parser.add_argument("--schema", required=True, help="a .toml file, or census, pums, pums-nine")
+    parser.add_argument("--master", help="Spark's master; local[*] unless spark-submit names one")
+    parser.add_argument("--engine", choices=("spark", "polars"), default="spark")
+    parser.add_argument("--shards", type=int, default=8, help="files a split (8)")
+    parser.add_argument("--parquet", action="store_true", help="write Parquet beside the shards")
+    parser.add_argument("--overwrite", action="store_true", help="replace a prepared folder")
+    options = parser.parse_args(arguments)
+    if options.engine == "polars" and options.master:
+        parser.error("--master is Spark's; leave it out or use --engine spark")
+    try:
+        schema = load(options.schema)
+        spark = session(options.master) if options.engine == "spark" else None
+        manifest = prepare(
+            options.input,
+            options.output,
+            schema,
+            spark=spark,
+            shards=options.shards,
+            parquet=options.parquet,
+            overwrite=options.overwrite,
+        )
+    except (SchemaError, DataError) as error:
+        print(f"dpcomm.data.prepare: {error}", file=sys.stderr)
+        return 2
+    except (JavaError, store.WriteError, OSError) as error:
+        print(f"dpcomm.data.prepare: {error}; nothing was published", file=sys.stderr)
+        return 3
+    print(report(manifest))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
