@@ -5,6 +5,7 @@
 #include "base/error.hpp"
 #include "base/parallel.hpp"
 #include "privacy/clip.hpp"
+#include "privacy/clip_factor.hpp"
 #include "privacy/clip_lanes.hpp"
 
 namespace dpcomm {
@@ -157,20 +158,7 @@ Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::
   const bool in_range = squares >= n * 0x1p-76 && squares < 0x1p100;
   const bool decided = std::abs(fast.value - clip_norm) > 0x1p-21 * clip_norm;
   if ((in_range && decided) || std::isnan(squares)) return fast;
-  return {std::sqrt(exact_squares(blocks, dtype, row)), (n + 8) * 0x1p-53};
-}
-
-float rounded_down(double value) {
-  const auto nearest = static_cast<float>(value);
-  return nearest <= value ? nearest : std::nextafterf(nearest, 0);
-}
-
-float clip_factor(Norm norm, std::size_t columns, double clip_norm) {
-  const double longest = norm.value * (1 + norm.error);
-  if (longest <= clip_norm) return 1;
-  const double left = clip_norm - 0x1p-150 * std::sqrt(static_cast<double>(columns));
-  if (left <= 0) return 0;
-  return rounded_down(left / (longest * (1 + 0x1p-24)) * (1 - 0x1p-50));
+  return {std::sqrt(exact_squares(blocks, dtype, row)), exact_error(columns)};
 }
 
 }  // namespace
@@ -226,7 +214,7 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
       norms[first + r] = norm.value;
       if (std::isfinite(norm.value)) {
         kept.push_back(first + r);
-        factors.push_back(clip_factor(norm, columns, clip_norm));
+        factors.push_back(clip_factor(norm.value, norm.error, columns, clip_norm));
       } else {
         ++nonfinite;
       }

@@ -81,6 +81,22 @@ struct Lanes {
   }
   DPCOMM_HD static void store(float* to, Float a) { std::memcpy(to, &a, sizeof a); }
 
+  // kCount / 2 numbers.
+  DPCOMM_HD static Double load_double(const float* from) {
+    return to_double(read<HalfFloat>(from));
+  }
+
+  // sum + a^2. The square of a float is exact in double, so that fusing changes no bit.
+  DPCOMM_HD static Double add_square(Double sum, Double a) {
+#if defined(__AVX512F__) && DPCOMM_LANES == 16
+    return _mm512_fmadd_pd(a, a, sum);
+#elif defined(__FMA__) && DPCOMM_LANES == 8
+    return _mm256_fmadd_pd(a, a, sum);
+#else
+    return sum + a * a;
+#endif
+  }
+
   // Adds the first half of `a` to sums[0], the second to sums[1].
   DPCOMM_HD static void add_double(Float a, Double* sums) {
     HalfFloat halves[2];
