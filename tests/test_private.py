@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from functools import partial
 
 import pytest
@@ -62,8 +63,12 @@ def loss(outputs, targets, reduction="mean"):
     )
 
 
+ONE_MODEL_AT_A_TIME = threading.Lock()  # ranks are threads, which share torch's generator
+
+
 def private(comm, name="mlp", **settings):
-    model = models()[name]
+    with ONE_MODEL_AT_A_TIME:
+        model = models()[name]
     settings = {"noise_multiplier": 1.0, "unsafe_seed": 5} | settings
     return dpcomm.make_private(
         module=model,
