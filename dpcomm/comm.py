@@ -87,12 +87,12 @@ class Communicator:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(dtype, torch.dtype):
-            memory = self.core.allocate(math.prod(shape) * dtype.itemsize)
-            if memory is None or math.prod(shape) == 0:  # frombuffer refuses an empty one
+            registered: Any = self.core.allocate(math.prod(shape) * dtype.itemsize)
+            if registered is None or math.prod(shape) == 0:  # frombuffer refuses an empty one
                 return torch.empty(shape, dtype=dtype)
-            return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+            return torch.frombuffer(registered, dtype=dtype).reshape(shape)
         kind = np.dtype(dtype)
-        memory = self.core.allocate(math.prod(shape) * kind.itemsize)
+        memory: Any = self.core.allocate(math.prod(shape) * kind.itemsize)
         if memory is None:
             return np.empty(shape, kind)
         return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
