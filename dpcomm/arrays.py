@@ -1,0 +1,102 @@
+"""What the core needs to know of an array, whichever library made it.
+
+The one place that tells a torch tensor, a NumPy array and a stranger apart. Torch is recognised by
+name and never imported: whoever holds a tensor has imported it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Array:
+    """A view of memory that `source` owns: keep it alive as long as the pointer is in use."""
+
+    source: Any
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements, not bytes
+    dtype: str  # "float32", "bfloat16", …
+    contiguous: bool  # in row-major order, without gaps
+    device: str  # "cpu", "cuda:0", …
+    writable: bool
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def _is_torch(array: Any) -> bool:
+    return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in type(array).__mro__)
+
+
+def describe(array: Any) -> Array:
+    """Describes a torch tensor, a NumPy array, or anything with DLPack, without a copy.
+
+    Raises TypeError for what is no array, or is one that NumPy cannot view through DLPack.
+    """
+    if _is_torch(array):
+        return Array(
+            source=array,
+            pointer=array.data_ptr(),
+            shape=tuple(array.shape),
+            strides=array.stride(),
+            dtype=str(array.dtype).removeprefix("torch."),
+            contiguous=array.is_contiguous(),
+            device=str(array.device),
+            writable=True,
+        )
+    if isinstance(array, np.ndarray):
+        size = array.itemsize
+        return Array(
+            source=array,
+            pointer=array.ctypes.data,
+            shape=array.shape,
+            strides=tuple(stride // size for stride in array.strides),
+            dtype=array.dtype.name,
+            contiguous=array.flags.c_contiguous,
+            device="cpu",
+            writable=array.flags.writeable,
+        )
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(
+            f"{type(array).__name__} is not an array: "
+            "pass a torch tensor, a NumPy array or an object with __dlpack__"
+        )
+    try:
+        viewed = np.from_dlpack(array)
+    except (BufferError, RuntimeError) as error:
+        kind = type(array).__name__
+        raise TypeError(f"{kind} cannot be viewed through DLPack: {error}") from error
+    return describe(viewed)
+
+
+def buffer(array: Any, name: str, dtypes: tuple[str, ...]) -> Array:
+    """Describes an array that a kernel will write: contiguous, writable and of one of `dtypes`.
+
+    Raises ValueError, with `name` and the fix, for any other.
+    """
+    described = describe(array)
+    if described.dtype not in dtypes:
+        raise ValueError(f"{name} has dtype {described.dtype}: convert it to {' or '.join(dtypes)}")
+    if not described.contiguous:
+        raise ValueError(
+            f"{name} has strides {described.strides} for shape {described.shape}: "
+            "pass a contiguous array (it is changed in place, so no copy is made)"
+        )
+    if not described.writable:
+        raise ValueError(f"{name} is read-only: pass a writable array (np.array(x) copies)")
+    return described
+
+
+def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """A new array of `like`'s library and device: a torch tensor for one, else a NumPy array."""
+    if _is_torch(like):
+        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
+    return np.empty(shape, dtype)
