@@ -78,11 +78,13 @@ def describe(array: Any) -> Array:
 
 
 def buffer(array: Any, name: str, dtypes: tuple[str, ...]) -> Array:
-    """Describes an array that a kernel will write: contiguous, writable and of one of `dtypes`.
+    """Describes an array that a CPU kernel will write: contiguous, writable, of one of `dtypes`.
 
     Raises ValueError, with `name` and the fix, for any other.
     """
     described = describe(array)
+    if described.device != "cpu":
+        raise ValueError(f"{name} is on {described.device}: pass an array on the CPU")
     if described.dtype not in dtypes:
         raise ValueError(f"{name} has dtype {described.dtype}: convert it to {' or '.join(dtypes)}")
     if not described.contiguous:

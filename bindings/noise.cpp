@@ -1,0 +1,92 @@
+#include "noise.hpp"
+
+#include <pybind11/stl.h>
+
+#include <string_view>
+
+#include "base/error.hpp"
+#include "memory.hpp"
+#include "privacy/chacha20.hpp"
+#include "privacy/gaussian.hpp"
+#include "privacy/noise.hpp"
+#include "privacy/philox.hpp"
+#include "privacy/scalar.hpp"
+
+namespace py = pybind11;
+
+namespace dpcomm {
+namespace {
+
+Generator generator_of(std::string_view name) {
+  if (name == "chacha20") return Generator::kChaCha20;
+  if (name == "philox") return Generator::kPhilox;
+  throw UsageError(concat("generator '", name, "' is unknown: use chacha20 or philox"));
+}
+
+NoiseSpec spec_of(const py::bytes& key, const std::string& generator, std::uint64_t step,
+                  double std) {
+  return {key_of(key), generator_of(generator), step, std};
+}
+
+void add_noise_to(std::uintptr_t data, std::size_t count, std::uint64_t offset,
+                  const py::bytes& key, const std::string& generator, std::uint64_t step,
+                  double std, float scale, int threads, const std::string& isa) {
+  const NoiseSpec spec = spec_of(key, generator, step, std);
+  const Isa chosen = isa_of(isa);
+  const py::gil_scoped_release unlocked;
+  add_noise_and_scale(pointer_to<float>(data), count, offset, spec, scale, threads, chosen);
+}
+
+// The generators as their papers publish them, for the known-answer tests.
+std::array<std::uint32_t, 16> chacha20_block(const py::bytes& key,
+                                             std::array<std::uint32_t, 4> input) {
+  std::array<std::uint32_t, 16> block;
+  ChaCha20<std::uint32_t>::block(key_of(key).words.data(), input.data(), block.data());
+  return block;
+}
+
+std::array<std::uint32_t, 4> philox4x32_block(std::array<std::uint32_t, 4> counter,
+                                              std::array<std::uint32_t, 2> key) {
+  std::uint64_t words[4];
+  std::copy(counter.begin(), counter.end(), words);
+  philox4x32<Scalar>(words, key[0], key[1]);
+  for (int i = 0; i < 4; ++i) counter[i] = static_cast<std::uint32_t>(words[i]);
+  return counter;
+}
+
+std::pair<float, float> gaussian_pair_of(std::uint32_t a, std::uint32_t b) {
+  std::pair<float, float> pair;
+  gaussian_pair<Scalar>(a, b, pair.first, pair.second);
+  return pair;
+}
+
+}  // namespace
+
+NoiseKey key_of(const py::bytes& bytes) {
+  const std::string_view view = bytes;
+  DPCOMM_CHECK(view.size() == 32, UsageError, "a noise key of ", view.size(),
+               " bytes: give 32, as from dpcomm.privacy.noise.new_key()");
+  NoiseKey key;
+  for (std::size_t i = 0; i < 32; ++i) {
+    const auto byte = static_cast<std::uint32_t>(static_cast<unsigned char>(view[i]));
+    key.words[i / 4] = (i % 4 == 0 ? 0 : key.words[i / 4]) | byte << (8 * (i % 4));
+  }
+  return key;
+}
+
+void bind_noise(py::module_& module) {
+  module.def("add_noise", &add_noise_to, py::arg("data"), py::arg("count"), py::arg("offset"),
+             py::arg("key"), py::arg("generator"), py::arg("step"), py::arg("std"),
+             py::arg("scale") = 1.0f, py::arg("threads") = 1, py::arg("isa") = "auto");
+  module.def("noise_isas", [] {
+    std::vector<std::string> names = {"scalar", "generic"};
+    if (supported(Isa::kAvx2)) names.emplace_back("avx2");
+    if (supported(Isa::kAvx512)) names.emplace_back("avx512");
+    return names;
+  });
+  module.def("chacha20_block", &chacha20_block, py::arg("key"), py::arg("input"));
+  module.def("philox4x32_block", &philox4x32_block, py::arg("counter"), py::arg("key"));
+  module.def("gaussian_pair", &gaussian_pair_of, py::arg("a"), py::arg("b"));
+}
+
+}  // namespace dpcomm

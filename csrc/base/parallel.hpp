@@ -1,0 +1,12 @@
+#pragma once
+
+#include <functional>
+
+namespace dpcomm {
+
+// Runs work(0) … work(threads - 1) at the same time, work(0) on the caller, and returns when all
+// have ended. Each calling thread keeps helpers of its own between calls, so that ranks that are
+// threads of one process do not wait for each other. `work` must not throw.
+void parallel(int threads, const std::function<void(int)>& work);
+
+}  // namespace dpcomm

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "base/dtype.hpp"
+#include "privacy/isa.hpp"
+
+namespace dpcomm {
+
+// Per-sample gradients of one parameter, or of all: a row for each sample.
+struct GradBlock {
+  const void* data;
+  std::size_t columns;
+  std::size_t row_stride;  // in elements
+};
+
+// Clips each row to L2 norm `clip_norm` and sums the rows: total[j] = sum_i factor_i grads[i][j].
+//
+// A sample's row is its row in every block, one after the other; `total` holds the sum of the
+// blocks' columns in that order and `norms` the rows' norms before clipping, NaN or infinite where
+// the row is. `dtype` is float32, bfloat16 or float16; sums are float32, in the order of the rows,
+// with one rounding a row (an fma): the same bits for any number of threads and any Isa.
+//
+// The bound. What a row adds has an L2 norm of at most clip_norm, in exact arithmetic, whether one
+// takes the products factor * g exactly or rounded to float32:
+//
+// - The squares of floats are exact in double and can neither overflow nor vanish, and a sum of n
+//   non-negative doubles, in any order, has a relative error of at most n 2^-53. So the true norm
+//   is at most norm (1 + n 2^-53), and the sum is finite exactly where the row is.
+// - Rounding a product to float32 adds at most 2^-24 of it, or 2^-150 where it is subnormal, hence
+//   to the norm at most 2^-24 of it and 2^-150 sqrt(n).
+// - The factor is the quotient of what that leaves of clip_norm and the upper bound on the norm,
+//   rounded down to float32.
+//
+// A row whose norm is certainly within clip_norm is taken as it is; one that may be n 2^-53 above
+// it is not, and loses two units in the last place of the factor.
+//
+// A row that is not finite adds nothing and is counted. No rows, or no columns, give zeros.
+// Returns that count. UsageError for another dtype or a clip_norm that is not positive and finite.
+std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType dtype,
+                     double clip_norm, float* total, double* norms, int threads = 1,
+                     Isa isa = best_isa());
+
+}  // namespace dpcomm

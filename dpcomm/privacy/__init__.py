@@ -1,0 +1,1 @@
+"""The private step's parts: clip, noise, sampling."""
