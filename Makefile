@@ -1,6 +1,7 @@
 # make train    environment, build, census data through Spark, then private training on 8 ranks
 # make test     environment, build, every test
 # make check    formatting, lint, types
+# make stubs    the types of the compiled core, after a change of bindings/
 # make clean    removes what the build made; the environment and the data stay
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ RUN := . $(VENV)/bin/activate &&
 # The release that dpcomm is tested with; the package itself takes older and newer ones.
 TORCH := torch==2.13.0
 
-.PHONY: train test check build prerequisites clean
+.PHONY: train test check stubs build prerequisites clean
 
 train: build data/census/_SUCCESS
 	$(RUN) mpirun -np $(RANKS) python -m dpcomm.train
@@ -23,6 +24,9 @@ check: $(VENV)/.ready
 	$(RUN) ruff check . && ruff format --check .
 	$(RUN) clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh')
 	$(RUN) mypy
+
+stubs: build
+	$(RUN) python tests/test_stubs.py
 
 # A second build compiles only what changed.
 build: $(VENV)/.ready

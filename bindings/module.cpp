@@ -1,16 +1,22 @@
 #include <pybind11/pybind11.h>
 
 #include "clip.hpp"
+#include "communicator.hpp"
 #include "errors.hpp"
+#include "mlp.hpp"
 #include "noise.hpp"
 #include "sampling.hpp"
 #include "schedule.hpp"
+#include "step.hpp"
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
   dpcomm::bind_errors(module);
   dpcomm::bind_clip(module);
+  dpcomm::bind_mlp(module);
   dpcomm::bind_noise(module);
   dpcomm::bind_sampling(module);
   dpcomm::bind_schedule(module);
+  dpcomm::bind_communicator(module);
+  dpcomm::bind_step(module);
 }

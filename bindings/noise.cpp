@@ -17,12 +17,6 @@ namespace py = pybind11;
 namespace dpcomm {
 namespace {
 
-Generator generator_of(std::string_view name) {
-  if (name == "chacha20") return Generator::kChaCha20;
-  if (name == "philox") return Generator::kPhilox;
-  throw UsageError(concat("generator '", name, "' is unknown: use chacha20 or philox"));
-}
-
 NoiseSpec spec_of(const py::bytes& key, const std::string& generator, std::uint64_t step,
                   double std) {
   return {key_of(key), generator_of(generator), step, std};
@@ -61,6 +55,12 @@ std::pair<float, float> gaussian_pair_of(std::uint32_t a, std::uint32_t b) {
 }
 
 }  // namespace
+
+Generator generator_of(std::string_view name) {
+  if (name == "chacha20") return Generator::kChaCha20;
+  if (name == "philox") return Generator::kPhilox;
+  throw UsageError(concat("generator '", name, "' is unknown: use chacha20 or philox"));
+}
 
 NoiseKey key_of(const py::bytes& bytes) {
   const std::string_view view = bytes;

@@ -16,6 +16,7 @@ LAYERS = {
     "base": set(),
     "schedule": set(),
     "privacy": {"base"},
+    "model": {"privacy", "base"},
     "transport": {"base"},
     "engine": {"schedule", "transport", "base"},
     "simt": {"base", "privacy"},

@@ -1,0 +1,108 @@
+#include "communicator.hpp"
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include "base/env.hpp"
+#include "base/log.hpp"
+#include "engine/communicator.hpp"
+#include "transport/shm.hpp"
+
+namespace py = pybind11;
+
+namespace dpcomm {
+namespace {
+
+// Ctrl-C must end a wait inside the core: Python only notes the signal.
+void raise_pending_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
+                    std::string_view dtype, std::string_view op, std::string_view algo, int root) {
+  Arguments made{.data = reinterpret_cast<const void*>(data),
+                 .out = reinterpret_cast<void*>(out),
+                 .count = count,
+                 .dtype = dtype_of(dtype),
+                 .redop = redop_of(op),
+                 .root = root};
+  if (!algo.empty()) made.algorithm = algorithm_of(algo);
+  return made;
+}
+
+// One signature for every collective with data: pointers as integers, elements, names.
+template <void (Communicator::*collective)(const Arguments&)>
+void bind_collective(py::class_<Communicator>& communicator, const char* name) {
+  communicator.def(
+      name,
+      [](Communicator& self, std::uintptr_t data, std::uintptr_t out, std::size_t count,
+         std::string_view dtype, std::string_view op, std::string_view algo, int root) {
+        const Arguments made = arguments(data, out, count, dtype, op, algo, root);
+        const py::gil_scoped_release unlocked;
+        (self.*collective)(made);
+      },
+      py::arg("data"), py::arg("out"), py::arg("count"), py::arg("dtype"), py::arg("op") = "sum",
+      py::arg("algo") = "", py::arg("root") = 0);
+}
+
+}  // namespace
+
+void bind_communicator(py::module_& module) {
+  py::class_<Transport, std::shared_ptr<Transport>>(module, "Transport",
+                                                    "How ranks reach each other.")
+      .def_property_readonly("rank", &Transport::rank)
+      .def_property_readonly("size", &Transport::size)
+      .def_property_readonly("name", &Transport::name);
+
+  py::class_<Communicator> communicator(module, "Communicator", "See dpcomm.comm.Communicator.");
+  communicator
+      .def(py::init([](std::shared_ptr<Transport> transport) {
+             transport->on_wait(raise_pending_signals);
+             return std::make_unique<Communicator>(std::move(transport));
+           }),
+           py::arg("transport"))
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("size", &Communicator::size)
+      .def_property_readonly("transport",
+                             [](Communicator& self) { return self.transport().name(); })
+      .def(
+          "all_reduce_with",
+          [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
+             std::string_view op, std::string_view algo,
+             std::function<void(std::uintptr_t, std::size_t, std::size_t)> epilogue) {
+            Arguments made = arguments(data, data, count, dtype, op, algo, 0);
+            made.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
+              const py::gil_scoped_acquire gil;
+              epilogue(reinterpret_cast<std::uintptr_t>(done), offset, length);
+            };
+            const py::gil_scoped_release unlocked;
+            self.all_reduce(made);
+          },
+          py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("op"), py::arg("algo"),
+          py::arg("epilogue"), "all_reduce in place, with an epilogue(pointer, offset, count).")
+      .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
+      .def("abort", &Communicator::abort, py::arg("reason"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Ends every rank's collectives with this reason.");
+  bind_collective<&Communicator::all_reduce>(communicator, "all_reduce");
+  bind_collective<&Communicator::reduce_scatter>(communicator, "reduce_scatter");
+  bind_collective<&Communicator::all_gather>(communicator, "all_gather");
+  bind_collective<&Communicator::broadcast>(communicator, "broadcast");
+  bind_collective<&Communicator::reduce>(communicator, "reduce");
+
+  module.def("local_transports", &local_transports, py::arg("size"), py::arg("timeout"),
+             "Transports for `size` threads of this process.");
+  module.def(
+      "shm_transport",
+      [](std::string key, int rank, int size, double timeout) {
+        const py::gil_scoped_release unlocked;
+        return shm_transport({key, rank, size, timeout, raise_pending_signals}, timeout);
+      },
+      py::arg("key"), py::arg("rank"), py::arg("size"), py::arg("timeout"),
+      "Meets the other ranks of this host under `key`.");
+  module.def("default_timeout", [] { return env().timeout; }, "DPCOMM_TIMEOUT, or 60: seconds.");
+  module.def("set_log_rank", &set_log_rank, py::arg("rank"), py::arg("size"));
+}
+
+}  // namespace dpcomm

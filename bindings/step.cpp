@@ -1,0 +1,42 @@
+#include "step.hpp"
+
+#include <string_view>
+
+#include "engine/communicator.hpp"
+#include "memory.hpp"
+#include "noise.hpp"
+#include "privacy/noise.hpp"
+
+namespace py = pybind11;
+
+namespace dpcomm {
+namespace {
+
+// Sums the ranks' buffers; whoever completes an element adds its noise and scales it before it is
+// sent on. Where one rank owns each element, its noise is drawn once over all ranks.
+void private_step(Communicator& communicator, std::uintptr_t data, std::size_t count,
+                  const py::bytes& key, std::string_view generator, std::uint64_t step, double std,
+                  float scale, std::string_view algo, int threads) {
+  const NoiseSpec spec{key_of(key), generator_of(generator), step, std};
+  Arguments arguments{.data = pointer_to<float>(data),
+                      .out = pointer_to<float>(data),
+                      .count = count,
+                      .dtype = DType::kFloat32,
+                      .redop = RedOp::kSum};
+  if (!algo.empty()) arguments.algorithm = algorithm_of(algo);
+  arguments.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
+    add_noise_and_scale(static_cast<float*>(done), length, offset, spec, scale, threads);
+  };
+  const py::gil_scoped_release unlocked;
+  communicator.all_reduce(arguments);
+}
+
+}  // namespace
+
+void bind_step(py::module_& module) {
+  module.def("private_step", &private_step, py::arg("communicator"), py::arg("data"),
+             py::arg("count"), py::arg("key"), py::arg("generator"), py::arg("step"),
+             py::arg("std"), py::arg("scale"), py::arg("algo") = "", py::arg("threads") = 1);
+}
+
+}  // namespace dpcomm

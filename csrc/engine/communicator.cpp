@@ -1,0 +1,133 @@
+#include "engine/communicator.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.hpp"
+
+namespace dpcomm {
+namespace {
+
+constexpr std::size_t kWholeLines = 16;  // elements; see Buffer::grain
+constexpr std::size_t kShortBytes = 16384;
+
+void copy(void* to, const void* from, std::size_t bytes) {
+  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+}
+
+}  // namespace
+
+Communicator::Communicator(std::shared_ptr<Transport> transport)
+    : transport_(std::move(transport)) {}
+
+void Communicator::all_reduce(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
+  copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
+  run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
+}
+
+void Communicator::reduce_scatter(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  const Algorithm algorithm = choose(Operation::kReduceScatter, arguments);
+  const std::size_t shard = arguments.count * size_of(arguments.dtype);
+  const auto* const input = static_cast<const std::byte*>(arguments.data);
+  scratch_.assign(input, input + shard * size());
+  run(Operation::kReduceScatter, algorithm, {scratch_.data(), arguments.count * size(), 1},
+      arguments);
+  copy(arguments.out, scratch_.data() + shard * rank(), shard);
+}
+
+void Communicator::all_gather(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  const Algorithm algorithm = choose(Operation::kAllGather, arguments);
+  const std::size_t shard = arguments.count * size_of(arguments.dtype);
+  copy(static_cast<std::byte*>(arguments.out) + shard * rank(), arguments.data, shard);
+  run(Operation::kAllGather, algorithm, {arguments.out, arguments.count * size(), 1}, arguments);
+}
+
+void Communicator::broadcast(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  if (rank() == arguments.root) {
+    copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
+  }
+  run(Operation::kBroadcast, Algorithm::kTree, {arguments.out, arguments.count, kWholeLines},
+      arguments);
+}
+
+void Communicator::reduce(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  const std::size_t bytes = arguments.count * size_of(arguments.dtype);
+  void* work = arguments.out;
+  if (rank() != arguments.root) {
+    scratch_.resize(bytes);
+    work = scratch_.data();
+  }
+  copy(work, arguments.data, bytes);
+  run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
+}
+
+void Communicator::barrier() {
+  const std::lock_guard lock(mutex_);
+  run(Operation::kBarrier, Algorithm::kRecursiveDoubling, {nullptr, 0, 1}, {});
+}
+
+void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
+                       const Arguments& arguments) {
+  DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
+               " is no rank: use 0 to ", size() - 1);
+  const Schedule& steps = schedule(operation, algorithm, arguments.root);
+  Stamp stamp{.sequence = ++sequence_,
+              .count = arguments.count,
+              .root = arguments.root,
+              .dtype = arguments.dtype,
+              .operation = operation,
+              .redop = arguments.redop};
+  const std::string_view name = name_of(algorithm);
+  std::copy(name.begin(), name.end(), stamp.algorithm);
+  try {
+    execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_);
+  } catch (const MismatchError& error) {
+    transport_->abort(FailureKind::kMismatch, error.what());
+    throw;
+  } catch (const TimeoutError& error) {
+    transport_->abort(FailureKind::kTimeout, error.what());
+    throw;
+  } catch (const std::exception& error) {  // a lost peer, Ctrl-C, or what the epilogue threw
+    transport_->abort(FailureKind::kLostPeer, error.what());
+    throw;
+  }
+}
+
+const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm, int root) {
+  const auto key = std::make_tuple(operation, algorithm, root);
+  const auto found = schedules_.find(key);
+  if (found != schedules_.end()) return found->second;
+  const auto build = [&] {
+    switch (operation) {
+      case Operation::kReduceScatter:
+        return dpcomm::reduce_scatter(algorithm, rank(), size());
+      case Operation::kAllGather:
+        return dpcomm::all_gather(algorithm, rank(), size());
+      case Operation::kBroadcast:
+        return dpcomm::broadcast(rank(), size(), root);
+      case Operation::kReduce:
+        return dpcomm::reduce(rank(), size(), root);
+      default:
+        return dpcomm::all_reduce(algorithm, rank(), size());
+    }
+  };
+  return schedules_.emplace(key, build()).first->second;
+}
+
+// Few rounds for short messages, few bytes for long ones.
+Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
+  if (arguments.algorithm) return *arguments.algorithm;
+  if (operation == Operation::kAllReduce &&
+      arguments.count * size_of(arguments.dtype) <= kShortBytes) {
+    return Algorithm::kRecursiveDoubling;
+  }
+  return transport_->name() == "mpi" ? Algorithm::kRing : Algorithm::kRoundRobin;
+}
+
+}  // namespace dpcomm

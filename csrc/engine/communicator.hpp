@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "engine/execute.hpp"
+#include "schedule/schedule.hpp"
+#include "transport/transport.hpp"
+
+namespace dpcomm {
+
+// What a collective is called with; each one says which members it reads.
+struct Arguments {
+  const void* data = nullptr;
+  void* out = nullptr;  // may equal data
+  std::size_t count = 0;
+  DType dtype = DType::kFloat32;
+  RedOp redop = RedOp::kSum;
+  int root = 0;
+  std::optional<Algorithm> algorithm = {};  // none: ours to choose
+  Epilogue epilogue = {};
+};
+
+// The collectives of one group of ranks. All ranks call the same ones in the same order. An error
+// of the transport ends the group: it is raised on every rank, and by every later call.
+class Communicator {
+ public:
+  explicit Communicator(std::shared_ptr<Transport> transport);
+
+  int rank() const { return transport_->rank(); }
+  int size() const { return transport_->size(); }
+  Transport& transport() { return *transport_; }
+
+  // out[count] = the reduction of all ranks' data[count], after the epilogue; the same bits on
+  // every rank.
+  void all_reduce(const Arguments& arguments);
+
+  // out[count] = block `rank` of the reduction of all ranks' data[size * count].
+  void reduce_scatter(const Arguments& arguments);
+
+  // out[size * count] = all ranks' data[count], in the order of ranks.
+  void all_gather(const Arguments& arguments);
+
+  // out[count] = the root's data[count].
+  void broadcast(const Arguments& arguments);
+
+  // On the root, out[count] = the reduction of all ranks' data[count]; `out` of others is not used.
+  void reduce(const Arguments& arguments);
+
+  // Returns once every rank has come.
+  void barrier();
+
+  // Ends the job's collectives on every rank, with the reason.
+  void abort(std::string_view reason) { transport_->abort(FailureKind::kLostPeer, reason); }
+
+ private:
+  void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
+           const Arguments& arguments);
+  const Schedule& schedule(Operation operation, Algorithm algorithm, int root);
+  Algorithm choose(Operation operation, const Arguments& arguments) const;
+
+  std::shared_ptr<Transport> transport_;
+  std::uint64_t sequence_ = 0;
+  std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;
+  std::vector<std::byte> staging_;
+  std::vector<std::byte> scratch_;  // a copy of an input that must not change
+  std::mutex mutex_;                // threads take turns
+};
+
+}  // namespace dpcomm

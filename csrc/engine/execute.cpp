@@ -1,0 +1,162 @@
+#include "engine/execute.hpp"
+
+#include <algorithm>
+#include <tuple>
+
+namespace dpcomm {
+namespace {
+
+// Short enough that what is staged is still in the second-level cache when it is added.
+constexpr std::size_t kSegmentBytes = std::size_t{256} << 10;
+
+struct Range {
+  std::size_t begin;
+  std::size_t end;
+  std::size_t count() const { return end - begin; }
+};
+
+class Execution {
+ public:
+  Execution(const Schedule& schedule, Transport& transport, const Buffer& buffer, Stamp stamp,
+            const Epilogue& epilogue, std::vector<std::byte>& staging)
+      : schedule_(schedule),
+        transport_(transport),
+        buffer_(buffer),
+        stamp_(stamp),
+        epilogue_(epilogue),
+        staging_(staging),
+        size_(size_of(stamp.dtype)),
+        segment_(kSegmentBytes / size_) {
+    stamp_.rounds = static_cast<std::uint16_t>(schedule.rounds.size());
+  }
+
+  void run() {
+    for (const Round& round : schedule_.rounds) {
+      ++stamp_.round;
+      std::size_t segments = 0;
+      for (const Send& send : round.sends) segments = std::max(segments, pieces(send.blocks));
+      for (const Receive& receive : round.receives) {
+        segments = std::max(segments, pieces(receive.blocks));
+      }
+      for (std::size_t index = 0; index < segments; ++index) exchange(round, index);
+      complete(round.completes);
+    }
+  }
+
+ private:
+  // A staged receive and where it is to be added.
+  struct Addend {
+    std::size_t begin;
+    std::size_t count;
+    int rank;
+    const std::byte* data;
+  };
+
+  std::size_t start(int block) const {
+    const std::size_t grains = (buffer_.count + buffer_.grain - 1) / buffer_.grain;
+    return std::min(buffer_.count, grains * block / schedule_.blocks * buffer_.grain);
+  }
+
+  Range range(Blocks blocks) const { return {start(blocks.begin), start(blocks.end)}; }
+
+  // Both ends of a message cut it alike. An empty one is sent too: its header is checked.
+  std::size_t pieces(Blocks blocks) const {
+    return std::max<std::size_t>(1, (range(blocks).count() + segment_ - 1) / segment_);
+  }
+
+  Range piece(Blocks blocks, std::size_t index) const {
+    const Range all = range(blocks);
+    const std::size_t begin = std::min(all.end, all.begin + index * segment_);
+    return {begin, std::min(all.end, begin + segment_)};
+  }
+
+  std::byte* at(std::size_t element) const {
+    return static_cast<std::byte*>(buffer_.data) + element * size_;
+  }
+
+  void exchange(const Round& round, std::size_t index) {
+    sends_.clear();
+    receives_.clear();
+    addends_.clear();
+    for (const Send& send : round.sends) {
+      if (index >= pieces(send.blocks)) continue;
+      const Range part = piece(send.blocks, index);
+      sends_.push_back({send.peer, at(part.begin), part.count() * size_});
+    }
+    staging_.resize(std::max(staging_.size(), staged_bytes(round, index)));
+    std::byte* stage = staging_.data();
+    for (const Receive& receive : round.receives) {
+      if (index >= pieces(receive.blocks)) continue;
+      const Range part = piece(receive.blocks, index);
+      const std::size_t bytes = part.count() * size_;
+      if (receive.combine == Combine::kCopy) {
+        receives_.push_back({receive.peer, at(part.begin), bytes});
+      } else {
+        receives_.push_back({receive.peer, stage, bytes});
+        addends_.push_back({part.begin, part.count(), receive.peer, stage});
+        stage += bytes;
+      }
+    }
+    transport_.exchange(stamp_, sends_, receives_);
+    add();
+  }
+
+  std::size_t staged_bytes(const Round& round, std::size_t index) const {
+    std::size_t bytes = 0;
+    for (const Receive& receive : round.receives) {
+      if (receive.combine == Combine::kAdd) bytes += piece(receive.blocks, index).count() * size_;
+    }
+    return bytes;
+  }
+
+  // Adds up all that came for the same elements in one pass, in the order of ranks, one's own part
+  // in its own place.
+  void add() {
+    std::sort(addends_.begin(), addends_.end(), [](const Addend& a, const Addend& b) {
+      return std::tie(a.begin, a.rank) < std::tie(b.begin, b.rank);
+    });
+    for (auto first = addends_.begin(); first != addends_.end();) {
+      const auto last = std::find_if(first, addends_.end(),
+                                     [&](const Addend& a) { return a.begin != first->begin; });
+      void* const own = at(first->begin);
+      parts_.clear();
+      auto other = first;
+      while (other != last && other->rank < schedule_.rank) parts_.push_back((other++)->data);
+      parts_.push_back(own);
+      while (other != last) parts_.push_back((other++)->data);
+      combine(stamp_.dtype, stamp_.redop, parts_, {&own, 1}, first->count);
+      first = last;
+    }
+  }
+
+  void complete(Blocks blocks) {
+    const Range done = range(blocks);
+    if (done.count() == 0) return;
+    if (stamp_.redop == RedOp::kMean) {
+      divide(stamp_.dtype, at(done.begin), done.count(), schedule_.size);
+    }
+    if (epilogue_) epilogue_(at(done.begin), done.begin, done.count());
+  }
+
+  const Schedule& schedule_;
+  Transport& transport_;
+  const Buffer& buffer_;
+  Stamp stamp_;
+  const Epilogue& epilogue_;
+  std::vector<std::byte>& staging_;
+  std::size_t size_;     // bytes of an element
+  std::size_t segment_;  // elements
+  std::vector<Outgoing> sends_;
+  std::vector<Incoming> receives_;
+  std::vector<Addend> addends_;
+  std::vector<const void*> parts_;
+};
+
+}  // namespace
+
+void execute(const Schedule& schedule, Transport& transport, const Buffer& buffer, Stamp stamp,
+             const Epilogue& epilogue, std::vector<std::byte>& staging) {
+  Execution(schedule, transport, buffer, stamp, epilogue, staging).run();
+}
+
+}  // namespace dpcomm

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cmath>
+
+// Norms of per-sample gradients that are never formed. A linear layer's gradient for one sample is
+// the outer product of the output gradient d and the input a (bias: of d and 1), so its squared
+// norm is |d|^2 (|a|^2 + 1) (Goodfellow, "Efficient per-example gradient computations",
+// arXiv:1510.01799, 2015), and clipping scales d alone.
+//
+// The bound. What a sample adds to the sum is the outer product of round(factor * d) and (a, 1),
+// which the fused multiply-adds take exactly; its norm is at most clip_norm, in exact arithmetic:
+//
+// - Squares of floats are exact in double and can neither overflow nor vanish. A sum of n of them
+//   has a relative error of at most n 2^-53, a product of two such sums of at most the sum of both
+//   and 2^-53. With n the numbers that enter the norm, all layers' inputs and outputs, the true
+//   norm is at most norm (1 + (n + 8) 2^-53); and the norm is finite where all of these numbers
+//   are, and only there.
+// - round(factor * d_i) is at most factor |d_i| (1 + 2^-24) if it is a normal number; if it is not
+//   it is replaced by zero (ghost_lanes.hpp), for next to a large `a` its rounding could matter.
+// - The factor is clip_norm over the upper bound on the norm and over 1 + 2^-24, rounded down.
+//
+// A sample whose norm is certainly within clip_norm is taken as it is.
+
+namespace dpcomm {
+
+// The largest float that keeps the bound, for a norm that `n` numbers enter. Not for a NaN.
+inline float ghost_factor(double norm, double n, double clip_norm) {
+  const double longest = norm * (1 + (n + 8) * 0x1p-53);
+  if (longest <= clip_norm) return 1;
+  const double quotient = clip_norm / (longest * (1 + 0x1p-24)) * (1 - 0x1p-50);
+  const auto nearest = static_cast<float>(quotient);
+  return nearest <= quotient ? nearest : std::nextafterf(nearest, 0);
+}
+
+}  // namespace dpcomm

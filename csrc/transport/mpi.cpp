@@ -1,0 +1,295 @@
+#include "transport/mpi.hpp"
+
+#ifdef DPCOMM_MPI_ABI
+#include <mpi_abi.h>
+#else
+#include <mpi.h>
+#endif
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace dpcomm::mpi {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+enum Tag { kHeader, kData, kAbort };
+
+// Short messages travel behind their header, in one message.
+constexpr std::size_t kInline = 4096;
+constexpr std::size_t kReason = 2048;
+
+void check(int code, const char* call) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw LostPeerError(concat(call, ": ", std::string_view(text, length),
+                             "\n  fix: see the other ranks' logs above"));
+}
+
+int int_of(std::size_t bytes) {
+  DPCOMM_CHECK(bytes <= 0x7fffffff, UsageError, "a message of ", bytes, " bytes is too long");
+  return static_cast<int>(bytes);
+}
+
+struct Packet {
+  Header header;
+  std::array<std::byte, kInline> payload;
+};
+
+struct Note {  // what abort() sends
+  FailureKind kind;
+  char reason[kReason];
+};
+
+class MpiTransport final : public Transport {
+ public:
+  MpiTransport(MPI_Comm comm, int own, int ranks, bool crowded, double timeout)
+      : Transport(own, ranks, timeout), comm_(comm), crowded_(crowded) {}
+
+  ~MpiTransport() override {
+    if (running()) MPI_Comm_free(&comm_);
+  }
+
+  std::string_view name() const override { return "mpi"; }
+
+  void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
+                std::span<const Incoming> receives) override {
+    check_notes();
+    // Headers first: a message that is not the expected one is found before its data is awaited.
+    packets_.resize(std::max(packets_.size(), sends.size() + receives.size()));
+    Packet* packet = packets_.data();
+    Pending headers, rest;
+    for (const Incoming& receive : receives) {
+      // Room for more than is expected, so that a longer message can be named.
+      check(MPI_Irecv(packet++, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, comm_,
+                      headers.add(receive.peer)),
+            "MPI_Irecv");
+      if (receive.bytes > kInline) {
+        check(MPI_Irecv(receive.data, int_of(receive.bytes), MPI_BYTE, receive.peer, kData, comm_,
+                        rest.add(receive.peer)),
+              "MPI_Irecv");
+      }
+    }
+    for (const Outgoing& send : sends) {
+      packet->header = {stamp, send.bytes};
+      std::size_t length = sizeof(Header);
+      if (send.bytes <= kInline) {
+        if (send.bytes > 0) std::memcpy(packet->payload.data(), send.data, send.bytes);
+        length += send.bytes;
+      }
+      check(MPI_Isend(packet++, int_of(length), MPI_BYTE, send.peer, kHeader, comm_,
+                      rest.add(send.peer)),
+            "MPI_Isend");
+      if (send.bytes > kInline) {
+        check(MPI_Isend(send.data, int_of(send.bytes), MPI_BYTE, send.peer, kData, comm_,
+                        rest.add(send.peer)),
+              "MPI_Isend");
+      }
+    }
+    wait(stamp, headers);
+    for (std::size_t i = 0; i < receives.size(); ++i) {
+      const Packet& came = packets_[i];
+      check_same(stamp, receives[i].bytes, came.header, receives[i].peer);
+      if (receives[i].bytes > 0 && receives[i].bytes <= kInline) {
+        std::memcpy(receives[i].data, came.payload.data(), receives[i].bytes);
+      }
+    }
+    wait(stamp, rest);
+  }
+
+  void abort(FailureKind kind, std::string_view reason) noexcept override {
+    if (!running() || aborted_) return;
+    aborted_ = true;
+    note_.kind = kind;
+    note_.reason[reason.copy(note_.reason, kReason - 1)] = '\0';
+    std::vector<MPI_Request> requests;
+    for (int peer = 0; peer < size(); ++peer) {
+      if (peer == rank()) continue;
+      MPI_Isend(&note_, sizeof(note_), MPI_BYTE, peer, kAbort, comm_, &requests.emplace_back());
+    }
+    // Peers may be dead: give the notes a moment to leave, then let them be.
+    const auto until = Clock::now() + std::chrono::milliseconds(500);
+    for (int all = 0; !all && Clock::now() < until;) {
+      MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE);
+    }
+    for (MPI_Request& request : requests) {
+      if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+    }
+  }
+
+ private:
+  // Requests under way and the peer of each; those left when a wait throws are given up.
+  class Pending {
+   public:
+    ~Pending() {
+      for (MPI_Request& request : requests) {
+        if (request == MPI_REQUEST_NULL) continue;
+        MPI_Cancel(&request);
+        MPI_Request_free(&request);
+      }
+    }
+    MPI_Request* add(int peer) {
+      peers.push_back(peer);
+      return &requests.emplace_back(MPI_REQUEST_NULL);
+    }
+
+    std::vector<MPI_Request> requests;
+    std::vector<int> peers;
+  };
+
+  void wait(const Stamp& stamp, Pending& pending) {
+    auto& requests = pending.requests;
+    Clock::time_point since{};
+    for (int looks = 0;; ++looks) {
+      int all = 0;
+      check(MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE),
+            "MPI_Testall");
+      if (all) return;
+      if (!crowded_ && looks < 4000) continue;
+      if (looks < 8000) {
+        sched_yield();
+        continue;
+      }
+      ::usleep(100);
+      if (looks % 256 != 0) continue;
+      if (since == Clock::time_point{}) since = Clock::now();
+      check_notes();
+      waiting();
+      if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
+      const auto left = std::find_if(requests.begin(), requests.end(),
+                                     [](MPI_Request r) { return r != MPI_REQUEST_NULL; });
+      check_unexpected(stamp);
+      throw timeout_error(*this, stamp, pending.peers[left - requests.begin()], "");
+    }
+  }
+
+  void check_notes() {
+    int there = 0;
+    MPI_Status status;
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbort, comm_, &there, &status), "MPI_Iprobe");
+    if (!there) return;
+    Note note;
+    check(MPI_Recv(&note, sizeof(note), MPI_BYTE, status.MPI_SOURCE, kAbort, comm_, &status),
+          "MPI_Recv");
+    aborted_ = true;  // the others have been told
+    throw_failure(note.kind, status.MPI_SOURCE, note.reason);
+  }
+
+  // At the deadline: a message that nobody asked for says what its sender is doing.
+  void check_unexpected(const Stamp& stamp) {
+    int there = 0;
+    MPI_Status status;
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kHeader, comm_, &there, &status), "MPI_Iprobe");
+    if (!there) return;
+    Packet packet;
+    check(MPI_Recv(&packet, sizeof(packet), MPI_BYTE, status.MPI_SOURCE, kHeader, comm_, &status),
+          "MPI_Recv");
+    packet.header.stamp.round = stamp.round;
+    check_same(stamp, packet.header.bytes, packet.header, status.MPI_SOURCE);
+  }
+
+  MPI_Comm comm_;
+  bool crowded_;
+  bool aborted_ = false;
+  Note note_{};
+  std::vector<Packet> packets_;  // of the receives, then of the sends
+};
+
+// Ranks on this host.
+int neighbours() {
+  MPI_Comm host;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+        "MPI_Comm_split_type");
+  int count = 0;
+  MPI_Comm_size(host, &count);
+  MPI_Comm_free(&host);
+  return count;
+}
+
+int cores() {
+  cpu_set_t set;
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+}  // namespace
+
+bool running() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  return initialized && !finalized;
+}
+
+void start() {
+  int provided = MPI_THREAD_SINGLE;
+  if (running()) {
+    check(MPI_Query_thread(&provided), "MPI_Query_thread");
+  } else {
+    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+  }
+  DPCOMM_CHECK(provided >= MPI_THREAD_SERIALIZED, EnvironmentError, "this MPI gives thread level ",
+               provided, ", dpcomm needs MPI_THREAD_SERIALIZED",
+               "\n  fix: let dpcomm.init() initialise MPI, or mpi4py with its defaults");
+}
+
+void finish() {
+  if (running()) MPI_Finalize();
+}
+
+int rank() {
+  int value = 0;
+  check(MPI_Comm_rank(MPI_COMM_WORLD, &value), "MPI_Comm_rank");
+  return value;
+}
+
+int size() {
+  int value = 0;
+  check(MPI_Comm_size(MPI_COMM_WORLD, &value), "MPI_Comm_size");
+  return value;
+}
+
+bool one_host() {
+  int together = neighbours() == size();
+  check(MPI_Allreduce(MPI_IN_PLACE, &together, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD),
+        "MPI_Allreduce");
+  return together;
+}
+
+std::string broadcast(std::string text) {
+  int length = static_cast<int>(text.size());
+  check(MPI_Bcast(&length, 1, MPI_INT, 0, MPI_COMM_WORLD), "MPI_Bcast");
+  text.resize(length);
+  check(MPI_Bcast(text.data(), length, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
+  return text;
+}
+
+std::string library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  return {text, static_cast<std::size_t>(length)};
+}
+
+void abort(int code) {
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+std::shared_ptr<Transport> transport(double timeout) {
+  MPI_Comm comm;
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
+  check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  return std::make_shared<MpiTransport>(comm, rank(), size(), neighbours() > cores(), timeout);
+}
+
+}  // namespace dpcomm::mpi

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "transport/transport.hpp"
+
+// MPI point-to-point, for ranks on several hosts. Only the module bindings/mpi.cpp is built with
+// this: nothing else of dpcomm knows of MPI.
+
+namespace dpcomm::mpi {
+
+// Initialises MPI if nobody has (then finish() must be called); MPI_THREAD_SERIALIZED at least.
+void start();
+void finish();
+
+bool running();  // initialised and not finalised
+int rank();
+int size();
+bool one_host();                          // collective
+std::string broadcast(std::string text);  // collective, from rank 0
+std::string library();                    // name and version of the MPI
+[[noreturn]] void abort(int code);        // ends every process of the job
+
+// Over a duplicate of MPI_COMM_WORLD. Collective.
+std::shared_ptr<Transport> transport(double timeout);
+
+}  // namespace dpcomm::mpi

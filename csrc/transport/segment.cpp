@@ -1,0 +1,115 @@
+#include "transport/segment.hpp"
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <new>
+
+#include "base/error.hpp"
+
+namespace dpcomm {
+namespace {
+
+// All streams together take this much at most, each between 16 and 256 KiB.
+constexpr std::size_t kStreamsTotal = std::size_t{16} << 20;
+
+std::size_t capacity_for(int size) {
+  const std::size_t pairs = std::max(1, size * (size - 1));
+  return std::clamp(std::bit_floor(kStreamsTotal / pairs), std::size_t{16} << 10,
+                    std::size_t{256} << 10);
+}
+
+int cores() {
+  cpu_set_t set;
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+// Fields 3 (state) and 22 (start time) of /proc/PID/stat; state 'X' where there is no such process.
+struct ProcessState {
+  char state = 'X';
+  std::uint64_t born = 0;
+};
+
+ProcessState look_up(int pid) {
+  std::ifstream file(concat("/proc/", pid, "/stat"));
+  std::string text;
+  if (!std::getline(file, text)) return {};
+  // The name, in parentheses, may hold anything; what follows the last one is plain.
+  std::istringstream fields(text.substr(text.rfind(')') + 1));
+  ProcessState found;
+  fields >> found.state;
+  std::string skipped;
+  for (int field = 4; field < 22; ++field) fields >> skipped;
+  fields >> found.born;
+  return found;
+}
+
+}  // namespace
+
+std::string describe_doing(std::uint64_t doing) {
+  if (doing == 0) return "no collective yet";
+  return concat(name_of(static_cast<Operation>(doing & 0xff)), " #", doing >> 8);
+}
+
+std::size_t Segment::bytes_for(int size) {
+  const std::size_t ranks = size;
+  return sizeof(Failure) + ranks * sizeof(Member) +
+         ranks * ranks * (sizeof(Stream) + capacity_for(size));
+}
+
+// Zeroed memory is a valid start for every object in it, so that no rank must come first.
+Segment::Segment(std::byte* base, int size, bool threads)
+    : base_(base),
+      size_(size),
+      threads_(threads),
+      crowded_(size > cores()),
+      capacity_(capacity_for(size)) {}
+
+Segment::~Segment() { ::munmap(base_, bytes_for(size_)); }
+
+std::shared_ptr<Segment> Segment::of_threads(int size) {
+  void* base = ::mmap(nullptr, bytes_for(size), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "cannot map ", bytes_for(size), " bytes for ",
+               size, " ranks: ", std::strerror(errno));
+  return std::shared_ptr<Segment>(new Segment(static_cast<std::byte*>(base), size, true));
+}
+
+std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
+  const std::size_t bytes = bytes_for(meeting.size);
+  const int memory = share_memory(meeting, bytes);
+  void* base =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory, 0);
+  const int reason = errno;
+  ::close(memory);
+  DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "rank ", meeting.rank, " cannot map ", bytes,
+               " shared bytes: ", std::strerror(reason), "\n  fix: see ulimit -v");
+  std::shared_ptr<Segment> segment(new Segment(static_cast<std::byte*>(base), meeting.size, false));
+  Member& self = segment->member(meeting.rank);
+  self.born = look_up(::getpid()).born;
+  self.pid = ::getpid();
+  return segment;
+}
+
+std::byte* Segment::stream_bytes(int from, int to) {
+  std::byte* first = reinterpret_cast<std::byte*>(streams() + size_ * size_);
+  return first + static_cast<std::size_t>(from * size_ + to) * capacity_;
+}
+
+std::string Segment::gone(int rank) {
+  Member& other = member(rank);
+  if (other.left.load()) return "left the job";
+  const int pid = other.pid.load();
+  if (threads_ || pid == 0) return {};
+  const ProcessState process = look_up(pid);
+  const bool lives = process.state != 'X' && process.state != 'Z' && process.born == other.born;
+  return lives ? std::string() : concat("was killed or crashed (pid ", pid, ")");
+}
+
+}  // namespace dpcomm

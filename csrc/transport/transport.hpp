@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/error.hpp"
+#include "transport/stamp.hpp"
+
+namespace dpcomm {
+
+struct Outgoing {
+  int peer;
+  const void* data;
+  std::size_t bytes;
+};
+
+struct Incoming {
+  int peer;
+  void* data;
+  std::size_t bytes;
+};
+
+// Which error the other ranks raise when one has failed.
+enum class FailureKind { kMismatch, kLostPeer, kTimeout };
+
+// How ranks reach each other: rounds of point-to-point messages. One object a rank and
+// communicator; one call at a time.
+class Transport {
+ public:
+  Transport(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {}
+  virtual ~Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  double timeout() const { return timeout_; }  // seconds
+  virtual std::string_view name() const = 0;
+
+  // All messages of a round, in flight together. Returns when every receive has landed and every
+  // send buffer may be changed again. Messages of a pair keep their order. MismatchError when a
+  // message carries another stamp or length, LostPeerError when a peer that is waited for has died,
+  // TimeoutError at the deadline, and the error of whichever rank called abort().
+  virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
+                        std::span<const Incoming> receives) = 0;
+
+  // Ends every rank's present and later exchanges with `reason`. The first call of all ranks
+  // counts.
+  virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
+
+  // Called now and then by a rank that waits; what it throws ends the wait (Ctrl-C).
+  void on_wait(std::function<void()> callback) { on_wait_ = std::move(callback); }
+
+ protected:
+  void waiting() const {
+    if (on_wait_) on_wait_();
+  }
+
+ private:
+  int rank_;
+  int size_;
+  double timeout_;
+  std::function<void()> on_wait_;
+};
+
+// Raises what another rank reported through abort().
+[[noreturn]] void throw_failure(FailureKind kind, int rank, std::string_view reason);
+
+// The texts of the errors that every transport raises.
+TimeoutError timeout_error(const Transport& transport, const Stamp& stamp, int peer,
+                           std::string_view last_seen);
+LostPeerError lost_peer_error(const Transport& transport, const Stamp& stamp, int peer,
+                              std::string_view how);
+
+}  // namespace dpcomm

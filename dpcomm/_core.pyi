@@ -1,0 +1,488 @@
+"""
+The compiled core of dpcomm.
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import builtins
+import typing
+
+__all__: list[str] = [
+    "Blocks",
+    "Combine",
+    "Communicator",
+    "Cost",
+    "EnvironmentError",
+    "Error",
+    "Goal",
+    "LostPeerError",
+    "MismatchError",
+    "Mlp",
+    "Receive",
+    "Records",
+    "Round",
+    "Schedule",
+    "Send",
+    "TimeoutError",
+    "Transport",
+    "UsageError",
+    "add_noise",
+    "algorithms",
+    "chacha20_block",
+    "check_schedules",
+    "clip_sum",
+    "default_timeout",
+    "gaussian_pair",
+    "local_transports",
+    "noise_isas",
+    "philox4x32_block",
+    "poisson_sample",
+    "private_step",
+    "schedule_cost",
+    "schedules",
+    "set_log_rank",
+    "shm_transport",
+]
+
+class Error(RuntimeError):
+    pass
+
+class UsageError(Error, ValueError):
+    pass
+
+class EnvironmentError(Error, OSError):
+    pass
+
+class MismatchError(Error):
+    pass
+
+class LostPeerError(Error):
+    pass
+
+class Records:
+    def __init__(
+        self,
+        segments: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+            ]
+        ],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class Mlp:
+    def __init__(
+        self,
+        layers: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                bool,
+                str,
+            ]
+        ],
+        loss: str,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+        isa: str = "auto",
+    ) -> None: ...
+    def clipped_sum(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsFloat | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+        arg5: typing.SupportsInt | typing.SupportsIndex,
+        arg6: typing.SupportsInt | typing.SupportsIndex,
+        arg7: bool,
+    ) -> int: ...
+    def evaluate(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsInt | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient_sum(
+        self,
+        arg0: typing.SupportsInt | typing.SupportsIndex,
+        arg1: Records,
+        arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
+        arg3: typing.SupportsInt | typing.SupportsIndex,
+        arg4: typing.SupportsInt | typing.SupportsIndex,
+        arg5: bool,
+    ) -> None: ...
+    @property
+    def parameters(self) -> int: ...
+
+class Blocks:
+    def __init__(
+        self,
+        begin: typing.SupportsInt | typing.SupportsIndex,
+        end: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def begin(self) -> int: ...
+    @begin.setter
+    def begin(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def end(self) -> int: ...
+    @end.setter
+    def end(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class Combine:
+    """
+    Members:
+
+      add
+
+      copy
+    """
+
+    __members__: typing.ClassVar[dict[str, Combine]]
+    add: typing.ClassVar[Combine]
+    copy: typing.ClassVar[Combine]
+    @typing.overload
+    def __eq__(self, other: Combine) -> bool: ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    @typing.overload
+    def __ne__(self, other: Combine) -> bool: ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class Send:
+    blocks: Blocks
+    def __init__(self, peer: typing.SupportsInt | typing.SupportsIndex, blocks: Blocks) -> None: ...
+    @property
+    def peer(self) -> int: ...
+    @peer.setter
+    def peer(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class Receive:
+    blocks: Blocks
+    combine: Combine
+    def __init__(
+        self, peer: typing.SupportsInt | typing.SupportsIndex, blocks: Blocks, combine: Combine
+    ) -> None: ...
+    @property
+    def peer(self) -> int: ...
+    @peer.setter
+    def peer(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class Round:
+    completes: Blocks
+    def __init__(self) -> None: ...
+    @property
+    def receives(self) -> list[Receive]: ...
+    @receives.setter
+    def receives(self, arg0: collections.abc.Sequence[Receive]) -> None: ...
+    @property
+    def sends(self) -> list[Send]: ...
+    @sends.setter
+    def sends(self, arg0: collections.abc.Sequence[Send]) -> None: ...
+
+class Schedule:
+    @property
+    def blocks(self) -> int: ...
+    @blocks.setter
+    def blocks(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def rounds(self) -> list[Round]: ...
+    @rounds.setter
+    def rounds(self, arg0: collections.abc.Sequence[Round]) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Goal:
+    """
+    Members:
+
+      all_reduce
+
+      reduce_scatter
+
+      all_gather
+
+      broadcast
+
+      reduce
+    """
+
+    __members__: typing.ClassVar[dict[str, Goal]]
+    all_gather: typing.ClassVar[Goal]
+    all_reduce: typing.ClassVar[Goal]
+    broadcast: typing.ClassVar[Goal]
+    reduce: typing.ClassVar[Goal]
+    reduce_scatter: typing.ClassVar[Goal]
+    @typing.overload
+    def __eq__(self, other: Goal) -> bool: ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    @typing.overload
+    def __ne__(self, other: Goal) -> bool: ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class Cost:
+    """
+    What a schedule costs on its critical path.
+    """
+    def seconds(
+        self,
+        alpha: typing.SupportsFloat | typing.SupportsIndex,
+        beta: typing.SupportsFloat | typing.SupportsIndex,
+        gamma: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> float: ...
+    @property
+    def additions(self) -> float: ...
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def messages(self) -> float: ...
+    @property
+    def rounds(self) -> int: ...
+
+class Transport:
+    """
+    How ranks reach each other.
+    """
+    @property
+    def name(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+class Communicator:
+    """
+    See dpcomm.comm.Communicator.
+    """
+    def __init__(self, transport: Transport) -> None: ...
+    def abort(self, reason: str) -> None:
+        """
+        Ends every rank's collectives with this reason.
+        """
+    def all_gather(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def all_reduce(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def all_reduce_with(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str,
+        algo: str,
+        epilogue: collections.abc.Callable[[int, int, int], None],
+    ) -> None:
+        """
+        all_reduce in place, with an epilogue(pointer, offset, count).
+        """
+    def barrier(self) -> None: ...
+    def broadcast(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def reduce(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def reduce_scatter(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def transport(self) -> str: ...
+
+class TimeoutError(Error, builtins.TimeoutError):
+    pass
+
+def add_noise(
+    data: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    offset: typing.SupportsInt | typing.SupportsIndex,
+    key: bytes,
+    generator: str,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    std: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+    isa: str = "auto",
+) -> None: ...
+def algorithms() -> list[str]:
+    """
+    The names of the all-reduce schedules.
+    """
+
+def chacha20_block(
+    key: bytes,
+    input: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+) -> typing.Annotated[list[int], "FixedSize(16)"]: ...
+def check_schedules(
+    ranks: collections.abc.Sequence[Schedule],
+    goal: Goal,
+    root: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> str:
+    """
+    What is wrong with the schedules; an empty string if nothing is.
+    """
+
+def clip_sum(
+    blocks: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    dtype: str,
+    clip_norm: typing.SupportsFloat | typing.SupportsIndex,
+    total: typing.SupportsInt | typing.SupportsIndex,
+    norms: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+    isa: str = "auto",
+) -> int: ...
+def default_timeout() -> float:
+    """
+    DPCOMM_TIMEOUT, or 60: seconds.
+    """
+
+def gaussian_pair(
+    a: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex
+) -> tuple[float, float]: ...
+def local_transports(
+    size: typing.SupportsInt | typing.SupportsIndex,
+    timeout: typing.SupportsFloat | typing.SupportsIndex,
+) -> list[Transport]:
+    """
+    Transports for `size` threads of this process.
+    """
+
+def noise_isas() -> list[str]: ...
+def philox4x32_block(
+    counter: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"
+    ],
+    key: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"
+    ],
+) -> typing.Annotated[list[int], "FixedSize(4)"]: ...
+def poisson_sample(
+    key: bytes,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    sample_rate: typing.SupportsFloat | typing.SupportsIndex,
+    begin: typing.SupportsInt | typing.SupportsIndex,
+    end: typing.SupportsInt | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.int64]: ...
+def private_step(
+    communicator: Communicator,
+    data: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    key: bytes,
+    generator: str,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    std: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    algo: str = "",
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+) -> None: ...
+def schedule_cost(
+    ranks: collections.abc.Sequence[Schedule], bytes: typing.SupportsFloat | typing.SupportsIndex
+) -> Cost: ...
+def schedules(
+    operation: str,
+    algorithm: str,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    root: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> list[Schedule]:
+    """
+    The schedules of ranks 0 to size-1.
+    """
+
+def set_log_rank(
+    rank: typing.SupportsInt | typing.SupportsIndex, size: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def shm_transport(
+    key: str,
+    rank: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    timeout: typing.SupportsFloat | typing.SupportsIndex,
+) -> Transport:
+    """
+    Meets the other ranks of this host under `key`.
+    """

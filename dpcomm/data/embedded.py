@@ -1,0 +1,161 @@
+"""The embedded engine: preparation without a JVM, over one machine's memory and cores.
+
+The cleaning is the same program that Spark's workers run; here threads run it over blocks of the
+input. The cleaned records are held in memory (tens of bytes each) until their shard is written.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from dpcomm.data.clean import Cleaned, Cleaner, Counts, check_first_line
+from dpcomm.data.encode import Transformation
+from dpcomm.data.schema import DataError
+from dpcomm.data.store import Batch, Job, Shard, open_folder
+
+BLOCK = 8 << 20  # bytes of text
+ROWS = 1 << 16
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def collect(job: Job, source: str) -> tuple[list[list[Batch]], Counts]:
+    """Cleans the input; returns the sorted records of each shard, and the counts."""
+    counts = Counts()
+    records, keys, splits = [], [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for split, cleaned in _ahead(pool, _clean, _blocks(job, source)):
+            counts.add(cleaned.counts)
+            records.append(cleaned.records)
+            keys.append(cleaned.keys)
+            splits.append(job.split_of(cleaned.keys, split))
+        every, key, place = (np.concatenate(part) for part in (records, keys, splits))
+        bucket = (job.shard_of(key) * 2 + place).astype(np.uint32)
+        order = np.argsort(bucket, kind="stable")
+        bounds = np.searchsorted(bucket[order], np.arange(2 * job.shards + 1))
+
+        def shard(i: int) -> list[Batch]:
+            ends = bounds[2 * i : 2 * i + 3]
+            parts = [_sorted(order[a:b], key, every) for a, b in pairwise(ends)]
+            own = np.concatenate(parts)
+            chunks = (own[at : at + ROWS] for at in range(0, len(own), ROWS))
+            return [(place[chunk], key[chunk], every[chunk]) for chunk in chunks]
+
+        return list(pool.map(shard, range(job.shards))), counts
+
+
+def write(job: Job, parts: list[list[Batch]], into: Transformation, counts: Counts) -> list[Shard]:
+    """Writes the shards; `counts` learns of records beyond the bound of their unit."""
+
+    def shard(i: int) -> tuple[list[Shard], Counts]:
+        own = Counts()
+        return job.write_shard(i, parts[i], into, own), own
+
+    written = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shards, own in pool.map(shard, range(job.shards)):
+            written += shards
+            counts.add(own)
+    return written
+
+
+def _sorted(own: np.ndarray, key: np.ndarray, every: np.ndarray) -> np.ndarray:
+    """Orders the records `own` by key, and those with the same key by their bytes."""
+    own = own[np.argsort(key[own], kind="stable")]
+    same = key[own[1:]] == key[own[:-1]]
+    edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
+    for first, last in edges.reshape(-1, 2):
+        run = slice(first, last + 1)
+        own[run] = sorted(own[run], key=lambda i: every[i].tobytes())
+    return own
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T], depth: int = 4
+) -> Iterator[U]:
+    """Maps in order, reading no more than `depth` items ahead of what is taken."""
+    items = iter(items)
+    running = deque(pool.submit(work, item) for item in islice(items, depth))
+    while running:
+        done = running.popleft().result()
+        running.extend(pool.submit(work, item) for item in islice(items, 1))
+        yield done
+
+
+Block = tuple[str | None, Cleaner, bytes | pa.Table]
+
+
+def _clean(block: Block) -> tuple[str | None, Cleaned]:
+    split, cleaner, content = block
+    if isinstance(content, pa.Table):
+        return split, cleaner.columns(content)
+    return split, cleaner.text(content)
+
+
+def _blocks(job: Job, source: str) -> Iterator[Block]:
+    """The input in blocks of whole lines or of rows, each with its split where files decide it."""
+    for split, place in job.sources(source):
+        filesystem, files = _files(place)
+        readers = []
+        for file in files:  # every file is checked before any is read
+            if job.schema.format.kind == "parquet":
+                reader = pq.ParquetFile(filesystem.open_input_file(file))
+                job.check_columns(reader.schema_arrow.names, file)
+                readers.append((Cleaner(job.schema), file))
+            else:
+                with filesystem.open_input_stream(file) as stream:
+                    line = stream.read(job.schema.format.longest_line).split(b"\n", 1)[0]
+                readers.append((Cleaner(job.schema, check_first_line(line, job.schema)), file))
+        for cleaner, file in readers:
+            if job.schema.format.kind == "parquet":
+                reader = pq.ParquetFile(filesystem.open_input_file(file))
+                names = [column.name for column in job.schema.columns]
+                for batch in reader.iter_batches(ROWS, columns=names):
+                    yield split, cleaner, pa.Table.from_batches([batch])
+            else:
+                with filesystem.open_input_stream(file) as stream:
+                    for text in _lines(stream, job.schema.format.longest_line):
+                        yield split, cleaner, text
+
+
+def _files(place: str) -> tuple[fs.FileSystem, list[str]]:
+    """The files of a path, folder or local pattern; hidden ones are Hadoop's and are left out."""
+    filesystem, path = open_folder(place)
+    if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(path):
+        found = sorted(glob.glob(path))
+    else:
+        info = filesystem.get_file_info(path)
+        found = [path] if info.type == fs.FileType.File else []
+        if info.type == fs.FileType.Directory:
+            found = sorted(i.path for i in filesystem.get_file_info(fs.FileSelector(path)))
+    found = [f for f in found if not Path(f).name.startswith(("_", "."))]
+    if not found:
+        raise DataError(f"no input at {place}")
+    return filesystem, found
+
+
+def _lines(stream: pa.NativeFile, longest: int) -> Iterator[bytes]:
+    """Blocks of whole lines. A line beyond `longest` is cut, still too long, to bound memory."""
+    tail = b""
+    while chunk := stream.read(BLOCK):
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield tail + chunk[:end]
+            tail = chunk[end:]
+        else:
+            tail = (tail + chunk)[: longest + 2]
+    if tail:
+        yield tail + b"\n"

@@ -1,0 +1,140 @@
+"""Reads a prepared folder: rows of float32 in memory maps that all ranks of a host share.
+
+Opening checks that the folder is whole (`_SUCCESS`, manifest, the size of each shard) and copies
+nothing: pages come in as rows are gathered, and belong to the page cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "dpcomm.shards/1"
+
+
+class ShardError(RuntimeError):
+    """The folder is not what its manifest says; the message names the file and the fix."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split. Record i in [0, records) is row i of the shards laid end to end.
+
+    A row holds `features` float32 and then the label, as a float32 that is the code's place in
+    `classes`. `manifest["privacy"]` says what preparation spent; training must count it.
+    """
+
+    shards: tuple[np.ndarray, ...]
+    starts: np.ndarray
+    manifest: dict[str, Any]
+
+    @property
+    def records(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the features."""
+        return self.manifest["columns"][:-1]
+
+    @property
+    def features(self) -> int:
+        return len(self.columns)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.manifest["classes"]
+
+    def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The rows of the records `ids`, in their order: [len(ids), features + 1] float32.
+
+        `out`, of at least that many rows, is filled and its first len(ids) rows returned.
+        Ascending ids are the fast case. Raises IndexError for an id outside [0, records).
+        """
+        ids = np.asarray(ids, np.int64)
+        if out is None:
+            out = np.empty((len(ids), self.features + 1), np.float32)
+        rows = out[: len(ids)]
+        if len(ids) > 1 and np.any(ids[1:] < ids[:-1]):
+            order = np.argsort(ids, kind="stable")
+            rows[order] = self.gather(ids[order])
+            return rows
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < self.records:
+            wrong = ids[0] if ids[0] < 0 else ids[-1]
+            raise IndexError(f"record {wrong} is outside [0, {self.records})")
+        ends = np.searchsorted(ids, self.starts)
+        for shard, start, (a, b) in zip(self.shards, self.starts, pairwise(ends), strict=False):
+            if a < b:
+                np.take(shard, ids[a:b] - start, axis=0, out=rows[a:b], mode="clip")
+        return rows
+
+    def rows(self, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """The rows of records begin to end, copied (not, where one shard holds them all)."""
+        end = self.records if end is None else end
+        if not 0 <= begin <= end <= self.records:
+            raise IndexError(f"records {begin} to {end} are outside [0, {self.records})")
+        parts = [
+            shard[max(begin - start, 0) : max(end - start, 0)]
+            for shard, start in zip(self.shards, self.starts, strict=False)
+        ]
+        parts = [part for part in parts if len(part)] or [self.shards[0][:0]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def load(folder: str | Path, split: str = "train", verify: bool = False) -> Dataset:
+    """Maps the split "train" or "test" of a prepared folder; raises ShardError.
+
+    `verify` also checks the SHA-256 of every shard, which reads it whole.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    if not manifest["splits"].get(split):
+        raise ShardError(f"{folder} has no records in its split {split!r}")
+    columns = len(manifest["columns"])
+    shards = []
+    for entry in manifest["splits"][split]:
+        path = folder / entry["file"]
+        if not path.exists():
+            raise ShardError(f"{path} is missing; prepare the data again")
+        if path.stat().st_size != entry["bytes"]:
+            raise ShardError(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {entry['bytes']};"
+                " prepare the data again"
+            )
+        if verify and _sha256(path) != entry["sha256"]:
+            raise ShardError(f"{path} is not what was written: its SHA-256 differs")
+        shape = (entry["records"], columns)
+        shards.append(np.memmap(path, manifest["dtype"], "r", shape=shape).view(np.ndarray))
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    return Dataset(tuple(shards), starts, manifest)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        seal = (folder / "_SUCCESS").read_text().strip()
+        text = (folder / "manifest.json").read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{folder} is no prepared folder, or a half-written one: {Path(error.filename).name}"
+            " is missing; run python -m dpcomm.data.prepare"
+        ) from None
+    if hashlib.sha256(text).hexdigest() != seal:
+        raise ShardError(f"{folder}/manifest.json was changed after it was published")
+    manifest = json.loads(text)
+    if manifest.get("format") != FORMAT:
+        raise ShardError(f"{folder} has format {manifest.get('format')!r}, this reads {FORMAT!r}")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

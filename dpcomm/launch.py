@@ -1,0 +1,218 @@
+"""From a launcher to a communicator, and from an error on one rank to the end of the whole job.
+
+`init()` understands mpirun, torchrun, srun and a process of its own. The ranks of one host talk
+through shared memory, those of several through MPI. The only importer of mpi4py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import traceback
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Any
+
+from dpcomm import _core
+from dpcomm.comm import Communicator
+
+# Exit codes of every command of ours.
+WRONG_RESULT, USAGE, ENVIRONMENT, LOST_PEER, INTERRUPTED = 1, 2, 3, 4, 130
+
+_MPIRUN = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the launcher says: who we are, and what tells this job from any other on the host."""
+
+    launcher: str
+    rank: int
+    size: int
+    key: str = ""
+    one_host: bool = True
+
+
+class Terminated(BaseException):
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt."""
+
+
+_meetings = 0  # calls of init() so far: all ranks count alike
+_live: weakref.WeakSet[Communicator] = weakref.WeakSet()
+_mpi: ModuleType | None = None
+
+
+def init(transport: str | None = None, timeout: float | None = None) -> Communicator:
+    """Meets the other ranks of the job and returns the communicator of all of them.
+
+    Every rank calls it. `transport` is "shm" or "mpi"; None takes shared memory where all ranks are
+    on one host, else MPI. `timeout` is the seconds that a rank waits for its peers in one
+    collective, and here (default: DPCOMM_TIMEOUT, or 60).
+
+    From here on an uncaught exception, Ctrl-C or SIGTERM on one rank ends every rank of the job.
+
+    Raises UsageError for an unknown transport, EnvironmentError where a library is missing,
+    TimeoutError when a rank does not come.
+    """
+    if transport not in (None, "shm", "mpi"):
+        raise _core.UsageError(f"transport {transport!r} is unknown: use shm or mpi")
+    seconds = _core.default_timeout() if timeout is None else float(timeout)
+    if not seconds > 0:
+        raise _core.UsageError(f"timeout {seconds} is no number of seconds: give a positive one")
+
+    job = detect(os.environ)
+    if job.launcher == "mpirun" and (job.size != 1 or transport == "mpi"):
+        mpi = _start_mpi()
+        one_host = mpi.one_host()
+        key = mpi.broadcast(secrets.token_hex(16))
+        job = Job("mpirun", mpi.rank(), mpi.size(), key, one_host)
+    elif transport == "mpi":
+        raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
+    _core.set_log_rank(job.rank, job.size)
+    comm = Communicator(_transport(job, transport, seconds))
+    _guard(comm)
+    return comm
+
+
+def detect(environment: Any) -> Job:
+    """Reads the launcher's variables. The innermost launcher counts."""
+    get = environment.get
+    if "TORCHELASTIC_RUN_ID" not in environment and any(name in environment for name in _MPIRUN):
+        rank = next(int(get(name)) for name in _MPIRUN if name in environment)
+        size = next((int(get(name)) for name in _SIZES if name in environment), 0)
+        return Job("mpirun", rank, size)  # size 0: ask MPI
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+        size = int(get("WORLD_SIZE"))
+        one_host = int(get("LOCAL_WORLD_SIZE", size)) == size
+        return Job("torchrun", int(get("RANK")), size, _key(environment, names), one_host)
+    if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
+        key = _key(environment, ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        size = int(get("SLURM_STEP_NUM_TASKS"))
+        one_host = int(get("SLURM_STEP_NUM_NODES", 1)) == 1
+        return Job("srun", int(get("SLURM_PROCID")), size, key, one_host)
+    return Job("none", 0, 1)
+
+
+def _key(environment: Any, names: tuple[str, ...]) -> str:
+    text = "/".join(environment.get(name, "") for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _transport(job: Job, choice: str | None, seconds: float) -> _core.Transport:
+    global _meetings
+    _meetings += 1
+    if choice == "mpi":
+        return _start_mpi().transport(seconds)
+    if job.size == 1:
+        return _core.local_transports(1, seconds)[0]
+    if job.one_host:
+        return _core.shm_transport(f"{job.key}.{_meetings}", job.rank, job.size, seconds)
+    if choice == "shm":
+        raise _core.UsageError("transport 'shm' needs all ranks on one host: use mpi")
+    if job.launcher != "mpirun":
+        raise _core.EnvironmentError(
+            f"{job.launcher} started ranks on several hosts, which talk through MPI: "
+            "start them by mpirun"
+        )
+    return _start_mpi().transport(seconds)
+
+
+def _start_mpi() -> ModuleType:
+    """The module that is built against the MPI of this process, with MPI initialised.
+
+    A process must not hold two MPI libraries, and a wheel of MPICH brings two (MPICH's own ABI and
+    the standard one): where mpi4py is installed, it has chosen.
+    """
+    global _mpi
+    if _mpi is not None:
+        return _mpi
+    try:
+        mpi4py = importlib.import_module("mpi4py.MPI")
+    except ImportError:
+        mpi4py = None
+    maps = Path("/proc/self/maps").read_text()
+    names = ["_mpi_abi", "_mpi"]
+    if mpi4py is not None:
+        names = ["_mpi_abi"] if "libmpi_abi" in maps else ["_mpi"]
+    for name in names:
+        try:
+            module = importlib.import_module(f"dpcomm.{name}")
+        except ImportError as error:
+            reason = str(error)
+            continue
+        if mpi4py is not None and not module.running():
+            raise _core.EnvironmentError(
+                f"dpcomm was built against another MPI ({module.library()}) than mpi4py uses "
+                f"({mpi4py.Get_library_version()}): build dpcomm again in this environment"
+            )
+        if mpi4py is None:
+            atexit.register(module.finish)
+        module.start()
+        _mpi = module
+        return module
+    raise _core.EnvironmentError(
+        f"started by mpirun, but the MPI transport cannot be loaded ({reason}): "
+        "pip install mpich mpi4py, then build dpcomm again"
+    )
+
+
+def _guard(comm: Communicator) -> None:
+    """From now on no rank ends alone."""
+    _live.add(comm)
+    if sys.excepthook is _end_job:
+        return
+    sys.excepthook = _end_job
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated("SIGTERM")
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a process that `error` ends."""
+    if isinstance(error, (KeyboardInterrupt, Terminated)):
+        return INTERRUPTED
+    if isinstance(error, (_core.MismatchError, _core.LostPeerError, _core.TimeoutError)):
+        return LOST_PEER
+    if isinstance(error, _core.EnvironmentError):
+        return ENVIRONMENT
+    return USAGE if isinstance(error, _core.UsageError) else WRONG_RESULT
+
+
+def who(rank: int, size: int) -> str:
+    """How this process calls itself in messages: rank 3/8 (host a17, pid 4121)."""
+    return f"rank {rank}/{size} (host {socket.gethostname()}, pid {os.getpid()})"
+
+
+def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """sys.excepthook: says which rank ends and why, then ends all of them."""
+    if not isinstance(error, (_core.Error, KeyboardInterrupt, Terminated)):
+        traceback.print_exception(kind, error, trace)
+    text = str(error) if isinstance(error, _core.Error) else f"{kind.__name__}: {error}"
+    if isinstance(error, (KeyboardInterrupt, Terminated)):
+        text = "interrupted by " + ("SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
+    comms = list(_live)
+    rank, size = (comms[0].rank, comms[0].size) if comms else (0, 1)
+    sys.stdout.flush()
+    sys.stderr.write(f"dpcomm: {who(rank, size)}: {text}\n")
+    sys.stderr.flush()
+    for comm in comms:
+        comm.core.abort(text)
+    code = exit_code(error)
+    if _mpi is not None and _mpi.running():
+        _mpi.abort(code)
+    os._exit(code)

@@ -1,0 +1,158 @@
+"""What is promised about the records, in one value that sampler, clip, noise and accountant share.
+
+A guarantee breaks where its parts do not fit each other: batches that are drawn in another way than
+they are accounted for, noise for another norm than the one clipped to, ranks that follow different
+plans. So there is one plan; it is checked when it is made and compared on every rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from dpcomm import accounting
+from dpcomm._core import MismatchError, UsageError
+
+SECURE = "gaussian, chacha20, fresh key"
+UNSAFE = "gaussian, chacha20, unsafe seed"  # for tests: whoever knows the seed can undo the noise
+
+_SENT_BYTES = 1024  # a plan as JSON is about 400 bytes long
+
+
+@dataclass(frozen=True)
+class Plan:
+    """DP-SGD with per-sample clipping: who samples, what bounds a record, what hides it.
+
+    Raises UsageError where a value cannot be, or does not fit the others.
+    """
+
+    records: int  # training records over all ranks; public, as is everything here
+    sample_rate: float  # the chance of each record to be in a batch
+    steps: int  # how many are planned; what was spent is the ledger's to say
+    clip_norm: float  # no record moves the sum by more, in L2 norm over all parameters
+    noise_multiplier: float  # standard deviation of the noise over the clip norm
+    delta: float
+    sampler: str = "poisson"
+    noise: str = SECURE
+    accountant: str = "pld"
+    neighbouring: str = "add-or-remove-one"
+    dataset: str = ""  # checksum of the prepared records
+
+    def __post_init__(self) -> None:
+        if self.records < 1:
+            raise UsageError(f"records={self.records}: a plan needs at least one record")
+        accounting.Steps(self.sample_rate, self.noise_multiplier, self.steps)
+        if self.steps < 1:
+            raise UsageError(f"steps={self.steps}: a plan needs at least one step")
+        if (
+            not 1e-20 <= self.clip_norm < 1e20
+        ):  # so that its square is a normal float64, and float32
+            raise UsageError(f"clip_norm={self.clip_norm}: give a norm between 1e-20 and 1e20")
+        if self.noise_multiplier == 0:
+            raise UsageError("noise_multiplier=0 promises nothing: train without a plan instead")
+        if not 0 < self.delta < 1 / self.records:
+            raise UsageError(
+                f"delta={self.delta} for {self.records} records: give less than one over the "
+                f"records, {1 / self.records:.1e}; publishing one whole record costs that much"
+            )
+        self._refuse("accountant", accounting.ACCOUNTANTS, "they never count less than was spent")
+        self._refuse(
+            "sampler", ("poisson",), "the accountants analyse batches that each record joins alone"
+        )
+        self._refuse(
+            "neighbouring",
+            ("add-or-remove-one",),
+            "the clip norm bounds one record's presence; replacing one moves the sum by twice that",
+        )
+        self._refuse("noise", (SECURE, UNSAFE), "only a secure generator hides a record")
+
+    def _refuse(self, field: str, known: tuple[str, ...], why: str) -> None:
+        value = getattr(self, field)
+        if value not in known:
+            choices = " or ".join(repr(choice) for choice in known)
+            raise UsageError(f"{field}={value!r} does not fit: use {choices} ({why})")
+
+    @property
+    def expected_batch(self) -> float:
+        """Records in a batch on average: a constant, by which sums are divided."""
+        return self.sample_rate * self.records
+
+    def epsilon(self) -> float:
+        """What all planned steps cost, without what else the ledger holds."""
+        return accounting.epsilon(
+            self.sample_rate, self.noise_multiplier, self.steps, self.delta, self.accountant
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def digest(self) -> str:
+        """A short name of the plan: equal plans, and only they, have the same."""
+        return hashlib.sha256(self._json()).hexdigest()[:16]
+
+    def _json(self) -> bytes:
+        return json.dumps(self.to_dict(), sort_keys=True).encode()
+
+    def explain(self) -> str:
+        """What is guaranteed, to whom, and under which trust."""
+        if self.noise == UNSAFE:
+            return "Nothing is guaranteed: the noise is drawn from a seed, for tests."
+        spread = self.noise_multiplier * self.clip_norm
+        paragraphs = (
+            f"""Whoever sees the model, and every update that led to it, learns almost nothing about
+            whether any one of the {self.records:,} training records was there: whatever they
+            conclude is at most exp(ε) times as likely with the record as without it, but for an
+            event of chance δ = {self.delta:g}. ε = {accounting.show(self.epsilon())} after
+            {self.steps:,} steps, by {self.accountant.upper()} accounting, which never counts less
+            than was spent.""",
+            f"""How: each step draws each record with chance {self.sample_rate:g}, independently
+            (about {self.expected_batch:,.0f} a step), clips its gradient to norm
+            {self.clip_norm:g}, and adds noise of standard deviation {spread:g} to the sum
+            ({self.noise}).""",
+            """Trust: the processes of this job see records, and sums before noise. Nobody else may
+            see their memory or traffic, nor learn which records a step drew. The unit is one
+            record: a person with several is protected less. Public are the number of records and
+            this plan. Accuracy on test records is published as it is, outside this promise.""",
+        )
+        return "\n".join(textwrap.fill(" ".join(text.split()), 100) for text in paragraphs)
+
+
+def check_same_plan(plan: Plan | None, comm: Any) -> None:
+    """Compares the plans of all ranks, None where a rank trains without privacy.
+
+    Raises MismatchError, on every rank, with the fields that differ and who has which value.
+    """
+    values = plan.to_dict() if plan else {"private": False}
+    sent = np.zeros(_SENT_BYTES, dtype=np.uint8)
+    text = json.dumps(values).encode()
+    sent[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    received = comm.all_gather(sent).reshape(comm.size, _SENT_BYTES)
+    plans = [json.loads(row.tobytes().rstrip(b"\0")) for row in received]
+    first = plans[0]
+    differing = []
+    for rank, other in enumerate(plans):
+        for name in sorted(first.keys() | other.keys()):
+            here, there = first.get(name, "absent"), other.get(name, "absent")
+            if here != there:
+                differing.append(f"{name} is {here} on rank 0, {there} on rank {rank}")
+    if differing:
+        raise MismatchError(
+            f"rank {comm.rank}/{comm.size}: the ranks follow different privacy plans: "
+            + "; ".join(differing[:8])
+            + ". Fix: start every rank with the same flags and the same data"
+        )
+
+
+def plan_from_dict(values: dict[str, Any]) -> Plan:
+    """The plan that `to_dict` was called on. Raises UsageError for an unknown or missing field."""
+    known = {field.name for field in fields(Plan)}
+    if values.keys() != known:
+        raise UsageError(
+            f"not a plan: fields {sorted(values.keys() ^ known)} are missing or unknown"
+        )
+    return Plan(**values)

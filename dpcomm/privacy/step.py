@@ -1,0 +1,114 @@
+"""The private step: sum over ranks, noise where an element is complete, divide, hand out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from dpcomm import _core, arrays
+from dpcomm._core import UsageError
+
+
+class PrivateStep:
+    """Turns the ranks' clipped sums into one noisy mean, in place, the same bits on every rank.
+
+    comm: the ranks. Constructing is collective, as is every call.
+    size: elements of the flat buffer.
+    clip_norm: the most that one record moves the sum, in L2 norm (`Clipped.sensitivity`).
+    noise_multiplier: the noise's standard deviation over the clip norm. 0 draws none and must be
+        confirmed by `no_noise=True`.
+    expected_batch: the constant by which the noisy sum is divided: sample rate times records over
+        all ranks, never the size of the batch that was drawn.
+    algo: an all-reduce schedule by name, None to choose.
+
+    The key of the noise is drawn by rank 0 from the operating system, known to this job's memory
+    alone, and never used for another launch; `key_hash` is for the log. Each call draws the noise
+    of its own index, counted here, so that none is drawn twice. `unsafe_seed` replaces the key for
+    tests: whoever knows the seed can take the noise off again.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        size: int,
+        clip_norm: float,
+        noise_multiplier: float,
+        expected_batch: float,
+        *,
+        algo: str | None = None,
+        generator: str = "chacha20",
+        threads: int = 1,
+        no_noise: bool = False,
+        unsafe_seed: int | None = None,
+    ) -> None:
+        if not 0 < clip_norm < math.inf:
+            raise UsageError(f"clip_norm={clip_norm}: give a positive, finite norm")
+        if not 0 <= noise_multiplier < math.inf:
+            raise UsageError(
+                f"noise_multiplier={noise_multiplier}: give a finite number, 0 or more"
+            )
+        if (noise_multiplier == 0) != no_noise:
+            raise UsageError(
+                f"noise_multiplier={noise_multiplier} with no_noise={no_noise}: a step without "
+                "noise is not private; ask for it by both, or for neither"
+            )
+        if not 0 < expected_batch < math.inf:
+            raise UsageError(
+                f"expected_batch={expected_batch}: give sample rate times records, over all ranks"
+            )
+        if algo is not None and algo not in _core.algorithms():
+            raise UsageError(f"algo={algo!r} is unknown: use {', '.join(_core.algorithms())}")
+        self.size = size
+        self.steps = 0  # noise is drawn for
+        self._comm, self._algo, self._threads = comm, algo or "", threads
+        self._std, self._scale = noise_multiplier * clip_norm, 1 / expected_batch
+        self._generator = generator
+        self._key = shared_key(comm, unsafe_seed)
+
+    @property
+    def key_hash(self) -> str:
+        """Names the key without telling it."""
+        return hashlib.sha256(b"dpcomm noise key" + self._key).hexdigest()[:16]
+
+    def __call__(self, buffer: Any) -> Any:
+        """buffer [size] float32, this rank's clipped sum: replaced by the noisy mean over all.
+
+        Raises UsageError for another buffer, and what a collective raises. After an error the
+        step's noise counts as used.
+        """
+        view = arrays.buffer(buffer, "buffer", ("float32",))
+        if view.count != self.size:
+            raise UsageError(
+                f"rank {self._comm.rank}/{self._comm.size}: a buffer of {view.count} elements "
+                f"for a step of {self.size}: pass the whole flat gradient"
+            )
+        step = self.steps
+        self.steps += 1
+        _core.private_step(
+            self._comm.core,
+            view.pointer,
+            view.count,
+            self._key,
+            self._generator,
+            step,
+            self._std,
+            self._scale,
+            self._algo,
+            self._threads,
+        )
+        return buffer
+
+
+def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:
+    """32 secret bytes that all ranks know: drawn on rank 0, or made of a seed. Collective."""
+    key = np.zeros(32, np.uint8)
+    if unsafe_seed is not None:
+        digest = hashlib.sha256(b"dpcomm unsafe seed %d" % unsafe_seed).digest()
+        key[:] = np.frombuffer(digest, np.uint8)
+    elif comm.rank == 0:
+        key[:] = np.frombuffer(os.urandom(32), np.uint8)
+    return comm.broadcast(key).tobytes()

@@ -1,0 +1,183 @@
+"""The collectives over threads, against NumPy, and what they refuse."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from groups import results, run_threads
+
+from dpcomm import _core
+
+SIZES = [1, 2, 3, 4, 5, 7, 8]
+COUNTS = [0, 1, 2, 7, 1000, 1_000_003]
+DTYPES = ["float64", "float32", "float16", "int64", "int32", "uint8"]
+
+
+def part(rank: int, count: int, dtype: str = "float32") -> np.ndarray:
+    random = np.random.default_rng([rank, count])
+    if dtype.startswith("float"):
+        return random.standard_normal(count).astype(dtype)
+    return random.integers(0, 100, count).astype(dtype)
+
+
+def parts(size: int, count: int, dtype: str = "float32") -> np.ndarray:
+    return np.stack([part(rank, count, dtype) for rank in range(size)])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("algorithm", _core.algorithms())
+def test_all_reduce_equals_numpy_with_the_same_bits_on_every_rank(size, algorithm):
+    def body(comm):
+        return [comm.all_reduce(part(comm.rank, n), algo=algorithm) for n in COUNTS]
+
+    ranks = results(run_threads(size, body))
+    for index, count in enumerate(COUNTS):
+        given = parts(size, count).astype(np.float64)
+        bound = size * np.finfo(np.float32).eps * np.abs(given).sum(0)
+        assert (np.abs(ranks[0][index] - given.sum(0)) <= bound).all()
+        assert all(rank[index].tobytes() == ranks[0][index].tobytes() for rank in ranks)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("algorithm", ["ring", "round_robin", "recursive_doubling"])
+def test_ops_and_dtypes_equal_numpy(dtype, op, algorithm):
+    size, count = 3, 1000
+
+    def body(comm):
+        return comm.all_reduce(part(comm.rank, count, dtype), op=op, algo=algorithm)
+
+    if op == "mean" and not dtype.startswith("float"):
+        assert all("is not defined" in str(error) for error in run_threads(size, body, 2))
+        return
+    given = parts(size, count, dtype)
+    with np.errstate(over="ignore"):
+        exact = getattr(given, op)(axis=0, **({"dtype": dtype} if op == "sum" else {}))
+    rounding = 4e-3 if dtype == "float16" else 1e-6
+    for result in results(run_threads(size, body)):
+        assert result.dtype == dtype
+        np.testing.assert_allclose(
+            result,
+            exact,
+            rtol=4e-3 if dtype == "float16" else 1e-5,
+            atol=4e-3 if dtype == "float16" else 1e-6,
+        )
+
+
+def test_bfloat16_is_added_in_float32():
+    torch = pytest.importorskip("torch")
+    size = 8  # 256 + 7 * 1: in bfloat16 each addition of 1 to 256 would be lost
+
+    def body(comm):
+        value = 256.0 if comm.rank == 0 else 1.0
+        return comm.all_reduce(torch.full((33,), value, dtype=torch.bfloat16), algo="naive")
+
+    for result in results(run_threads(size, body)):
+        assert (result == torch.tensor(263.0).to(torch.bfloat16)).all()
+
+
+@pytest.mark.parametrize("op", ["max", "min"])
+def test_a_nan_wins_over_every_number(op):
+    def body(comm):
+        return comm.all_reduce(np.array([np.nan if comm.rank == 1 else float(comm.rank)]), op=op)
+
+    assert all(np.isnan(result).all() for result in results(run_threads(3, body)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_other_collectives_equal_numpy(size):
+    def body(comm):
+        own = part(comm.rank, 24 * size)
+        before = own.copy()
+        found = {
+            algorithm: (
+                comm.reduce_scatter(own.reshape(-1, 3), algo=algorithm),
+                comm.all_gather(own.reshape(-1, 3), algo=algorithm),
+            )
+            for algorithm in ("ring", "round_robin")
+        }
+        root = size - 1
+        reduced = comm.reduce(own.copy(), root=root)
+        sent = comm.broadcast(own.copy(), root=root)
+        comm.barrier()
+        assert (own == before).all()
+        return found, reduced, sent
+
+    given = parts(size, 24 * size)
+    total = given.astype(np.float64).sum(0)
+    for rank, (found, reduced, sent) in enumerate(results(run_threads(size, body))):
+        for scattered, gathered in found.values():
+            assert scattered.shape == (8, 3)
+            assert gathered.shape == (8 * size * size, 3)
+            shard = total.reshape(size, 8, 3)[rank]
+            np.testing.assert_allclose(scattered, shard, rtol=1e-5, atol=1e-5)
+            assert (gathered.ravel() == given.ravel()).all()
+        expected = total if rank == size - 1 else given[rank]
+        np.testing.assert_allclose(reduced, expected, rtol=1e-5, atol=1e-5)
+        assert (sent == given[size - 1]).all()
+
+
+def test_out_leaves_the_input_alone_and_the_type_comes_back():
+    torch = pytest.importorskip("torch")
+
+    def body(comm):
+        own, out = torch.ones(5), torch.empty(5)
+        assert comm.all_reduce(own, out=out) is out
+        assert (own == 1).all()
+        assert isinstance(comm.all_gather(own), torch.Tensor)
+        assert isinstance(comm.reduce_scatter(np.ones(4)), np.ndarray)
+        return out
+
+    assert all((out == 2).all() for out in results(run_threads(2, body)))
+
+
+@pytest.mark.parametrize("algorithm", _core.algorithms())
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+def test_the_epilogue_sees_every_element_of_the_sum_once_and_changes_all_copies(algorithm, size):
+    """Elements are completed by one rank, or alike by several; offsets are global and whole."""
+    count = 1000
+
+    def body(comm):
+        seen = []
+
+        def epilogue(pointer, offset, length):
+            view = np.ctypeslib.as_array((ctypes.c_float * length).from_address(pointer))
+            seen.append((offset, length, view.copy()))
+            view += np.arange(offset, offset + length, dtype=np.float32)
+
+        own = np.full(count, comm.rank + 1, np.float32)
+        comm.core.all_reduce_with(own.ctypes.data, count, "float32", "sum", algorithm, epilogue)
+        return own, seen
+
+    total = size * (size + 1) / 2
+    covered = np.zeros(count, bool)
+    for own, seen in results(run_threads(size, body)):
+        assert (own == total + np.arange(count)).all()
+        for offset, length, view in seen:
+            assert offset % 16 == 0
+            assert (view == total).all()
+            covered[offset : offset + length] = True
+    assert covered.all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda comm: comm.all_reduce(np.ones((4, 4)).T), "rank ./2: tensor has strides"),
+        (lambda comm: comm.all_reduce(np.ones(2, "complex64")), "dtype 'complex64' is not"),
+        (lambda comm: comm.all_reduce(np.ones(2), op="prod"), "op 'prod' is unknown"),
+        (lambda comm: comm.all_reduce(np.ones(2), algo="rings"), "algorithm 'rings' is unknown"),
+        (lambda comm: comm.all_reduce(np.ones(2), out=np.ones(3)), "out is float64 .3,."),
+        (lambda comm: comm.reduce_scatter(np.ones(3)), "leaves a rest"),
+        (lambda comm: comm.broadcast(np.ones(2), root=2), "root 2 is no rank"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name_and_the_communicator_lives_on(call, message):
+    def body(comm):
+        with pytest.raises(ValueError, match=message):
+            call(comm)
+        return comm.all_reduce(np.ones(3))
+
+    assert all((result == 2).all() for result in results(run_threads(2, body)))

@@ -1,0 +1,55 @@
+"""Each schedule over each transport against NumPy's float64 sum, and the same bits everywhere.
+
+Run under mpirun; `without-mpi4py` makes dpcomm initialise MPI itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+
+if "without-mpi4py" in sys.argv:
+    sys.modules["mpi4py"] = None  # type: ignore[assignment]
+
+import dpcomm
+from dpcomm import _core, launch
+
+COUNTS = (0, 1, 2, 7, 1000, 1_000_003)
+
+
+def check_sum(comm: dpcomm.Communicator, algorithm: str, count: int) -> None:
+    parts = [
+        np.random.default_rng([rank, count]).standard_normal(count, np.float32)
+        for rank in range(comm.size)
+    ]
+    exact = np.zeros(count)
+    magnitude = np.zeros(count)
+    for part in parts:
+        exact += part
+        magnitude += np.abs(part)
+    result = comm.all_reduce(parts[comm.rank], algo=algorithm)
+    # Each of the size-1 additions rounds a partial sum that is no larger than `magnitude`.
+    bound = comm.size * np.finfo(np.float32).eps * magnitude
+    worst = np.flatnonzero(np.abs(result - exact) > bound)
+    assert worst.size == 0, (algorithm, count, comm, worst[:3])
+
+    digest = np.frombuffer(hashlib.sha256(result.tobytes()).digest(), np.uint8).copy()
+    same = comm.all_gather(digest).reshape(comm.size, -1)
+    assert (same == digest).all(), f"{algorithm} {count} {comm}: not the same bits on every rank"
+
+
+def main() -> None:
+    for transport in ("shm", "mpi"):
+        comm = dpcomm.init(transport)
+        assert comm.size == 1 or comm.transport == transport
+        for algorithm in _core.algorithms():
+            for count in COUNTS:
+                check_sum(comm, algorithm, count)
+        if comm.rank == 0:
+            module = launch._mpi.__name__ if launch._mpi else "none"
+            print(f"{transport} of {comm.size} ranks holds, {module}")
+
+
+main()
