@@ -12,17 +12,12 @@ namespace dpcomm {
 inline constexpr unsigned kWarpSize = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The block's dynamic shared memory, whose size the launch gives.
 #ifdef __CUDACC__
+// The block's dynamic shared memory, whose size the launch gives. simt/ has its own.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
-}
-#else
-template <class T>
-T* dynamic_shared() {
-  return static_cast<T*>(simt::dynamic_shared());
 }
 #endif
 

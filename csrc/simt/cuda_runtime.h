@@ -4,6 +4,7 @@
 // this header in place of CUDA's, and a .cu is plain C++. Streams are in order because everything
 // is synchronous; device memory is the host's.
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -37,11 +38,25 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
+// CUDA's device code has these without a namespace.
+using std::max;
+using std::min;
+
 // Barriers and warp collectives. The names are CUDA's, hence the underscores.
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) {
   dpcomm::simt::block_barrier(where);
 }
+
+namespace dpcomm {
+
+// What `extern __shared__` is in CUDA (base/cuda.hpp).
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(simt::dynamic_shared());
+}
+
+}  // namespace dpcomm
 
 namespace dpcomm::simt {
 

@@ -28,8 +28,7 @@ namespace dpcomm::simt {
 namespace {
 
 constexpr std::size_t kStackBytes = 128 << 10;
-constexpr unsigned kWave = 64;                 // blocks at a time
-constexpr std::chrono::seconds kPatience{10};  // with a value that does not come
+constexpr unsigned kWave = 64;  // blocks at a time
 constexpr std::size_t kCanaryBytes = 64;
 constexpr std::byte kNaN{0xff};  // four or eight such bytes are a NaN, and no likely index
 constexpr std::byte kCanary{0xa5};
@@ -331,7 +330,8 @@ void yield(std::source_location where) {
   auto& since = block->current().waits_since;
   const auto now = std::chrono::steady_clock::now();
   if (!since) since = now;
-  if (now - *since > kPatience) fault(where, "waits for a value that does not come");
+  if (std::chrono::duration<double>(now - *since).count() > device().patience)
+    fault(where, "waits for a value that does not come");
   std::this_thread::yield();
   block->stop_at(Wait::kNothing, "a look at memory", where);
 }

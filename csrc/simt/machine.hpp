@@ -36,10 +36,11 @@ struct Shape {
 enum class Order { kForward, kReverse };
 void set_order(Order order);
 
-// What launchers learn when they ask for the device's size.
+// What launchers learn when they ask for the device's size, and how long a thread may wait.
 struct Device {
   int multiprocessors = 4;
   int shared_bytes = 48 << 10;  // the most that a block may have
+  double patience = 10;         // seconds in a loop for a value that does not come
 };
 Device& device();
 
