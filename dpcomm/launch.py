@@ -10,6 +10,7 @@ import atexit
 import hashlib
 import importlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,10 +18,10 @@ import sys
 import threading
 import traceback
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Any
 
 from dpcomm import _core
 from dpcomm.comm import Communicator
@@ -29,7 +30,6 @@ from dpcomm.comm import Communicator
 WRONG_RESULT, USAGE, ENVIRONMENT, LOST_PEER, INTERRUPTED = 1, 2, 3, 4, 130
 
 _MPIRUN = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
-_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Job:
     one_host: bool = True
 
 
-class Terminated(BaseException):
-    """SIGTERM, as Ctrl-C is KeyboardInterrupt."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be."""
 
 
 _meetings = 0  # calls of init() so far: all ranks count alike
@@ -71,11 +71,8 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
         raise _core.UsageError(f"timeout {seconds} is no number of seconds: give a positive one")
 
     job = detect(os.environ)
-    if job.launcher == "mpirun" and (job.size != 1 or transport == "mpi"):
-        mpi = _start_mpi()
-        one_host = mpi.one_host()
-        key = mpi.broadcast(secrets.token_hex(16))
-        job = Job("mpirun", mpi.rank(), mpi.size(), key, one_host)
+    if job.launcher == "mpirun":
+        job = _meet_by_mpi(job, transport)
     elif transport == "mpi":
         raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
     _core.set_log_rank(job.rank, job.size)
@@ -84,27 +81,38 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
     return comm
 
 
-def detect(environment: Any) -> Job:
+def detect(environment: Mapping[str, str]) -> Job:
     """Reads the launcher's variables. The innermost launcher counts."""
-    get = environment.get
+
+    def number(*names: str, default: int = 0) -> int:
+        return next((int(environment[name]) for name in names if name in environment), default)
+
     if "TORCHELASTIC_RUN_ID" not in environment and any(name in environment for name in _MPIRUN):
-        rank = next(int(get(name)) for name in _MPIRUN if name in environment)
-        size = next((int(get(name)) for name in _SIZES if name in environment), 0)
-        return Job("mpirun", rank, size)  # size 0: ask MPI
+        return Job("mpirun", number(*_MPIRUN), number("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-        size = int(get("WORLD_SIZE"))
-        one_host = int(get("LOCAL_WORLD_SIZE", size)) == size
-        return Job("torchrun", int(get("RANK")), size, _key(environment, names), one_host)
+        size = number("WORLD_SIZE")
+        one_host = number("LOCAL_WORLD_SIZE", default=size) == size
+        return Job("torchrun", number("RANK"), size, _key(environment, names), one_host)
     if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
         key = _key(environment, ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-        size = int(get("SLURM_STEP_NUM_TASKS"))
-        one_host = int(get("SLURM_STEP_NUM_NODES", 1)) == 1
-        return Job("srun", int(get("SLURM_PROCID")), size, key, one_host)
+        size = number("SLURM_STEP_NUM_TASKS")
+        one_host = number("SLURM_STEP_NUM_NODES", default=1) == 1
+        return Job("srun", number("SLURM_PROCID"), size, key, one_host)
     return Job("none", 0, 1)
 
 
-def _key(environment: Any, names: tuple[str, ...]) -> str:
+def _meet_by_mpi(job: Job, transport: str | None) -> Job:
+    """Completes what mpirun's variables leave open. MPI is started even where shared memory will
+    carry every message: it makes mpirun name the rank that dies."""
+    if job.size == 1 and transport != "mpi":
+        return job
+    mpi = _start_mpi()
+    key = mpi.broadcast(secrets.token_hex(16))
+    return Job("mpirun", mpi.rank(), mpi.size(), key, mpi.one_host())
+
+
+def _key(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
     text = "/".join(environment.get(name, "") for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -159,12 +167,20 @@ def _start_mpi() -> ModuleType:
         if mpi4py is None:
             atexit.register(module.finish)
         module.start()
+        module.one_host()  # all ranks have come: MPICH's segment is mapped everywhere
+        _unlink_segments()
         _mpi = module
         return module
     raise _core.EnvironmentError(
         f"started by mpirun, but the MPI transport cannot be loaded ({reason}): "
         "pip install mpich mpi4py, then build dpcomm again"
     )
+
+
+def _unlink_segments() -> None:
+    """MPICH unlinks its shared memory when it finalises, which a job that is killed never does."""
+    for name in set(re.findall(r"/dev/shm/mpich_shm_\S+", Path("/proc/self/maps").read_text())):
+        Path(name).unlink(missing_ok=True)
 
 
 def _guard(comm: Communicator) -> None:
@@ -184,7 +200,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def exit_code(error: BaseException) -> int:
     """The exit code of a process that `error` ends."""
-    if isinstance(error, (KeyboardInterrupt, Terminated)):
+    if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, (_core.MismatchError, _core.LostPeerError, _core.TimeoutError)):
         return LOST_PEER
@@ -200,10 +216,10 @@ def who(rank: int, size: int) -> str:
 
 def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: says which rank ends and why, then ends all of them."""
-    if not isinstance(error, (_core.Error, KeyboardInterrupt, Terminated)):
+    if not isinstance(error, (_core.Error, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     text = str(error) if isinstance(error, _core.Error) else f"{kind.__name__}: {error}"
-    if isinstance(error, (KeyboardInterrupt, Terminated)):
+    if isinstance(error, KeyboardInterrupt):
         text = "interrupted by " + ("SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
     comms = list(_live)
     rank, size = (comms[0].rank, comms[0].size) if comms else (0, 1)

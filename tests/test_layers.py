@@ -30,7 +30,10 @@ HEADERS = {
 }
 # package -> the only modules that may import it
 PACKAGES = {
-    "torch": {"dpcomm/torch.py", "dpcomm/train.py"},
+    "torch": {
+        "dpcomm/torch.py",
+        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "model", "trainer")),
+    },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py"},

@@ -93,8 +93,11 @@ void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& b
   } catch (const TimeoutError& error) {
     transport_->abort(FailureKind::kTimeout, error.what());
     throw;
-  } catch (const std::exception& error) {  // a lost peer, Ctrl-C, or what the epilogue threw
+  } catch (const Error& error) {
     transport_->abort(FailureKind::kLostPeer, error.what());
+    throw;
+  } catch (...) {  // Ctrl-C, or what the epilogue threw: the rounds are not finished
+    transport_->abort(FailureKind::kLostPeer, concat("interrupted in ", describe(stamp)));
     throw;
   }
 }

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dpcomm.data.clean import Cleaned, Cleaner, Counts, check_first_line
+from dpcomm.data.clean import Cleaned, Cleaner, Counts
 from dpcomm.data.encode import Transformation
+from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError
 from dpcomm.data.store import Batch, Job, Shard, open_folder
 
@@ -36,8 +37,14 @@ def collect(job: Job, source: str) -> tuple[list[list[Batch]], Counts]:
     """Cleans the input; returns the sorted records of each shard, and the counts."""
     counts = Counts()
     records, keys, splits = [], [], []
+    cleaner = Cleaner(job.schema)
+
+    def clean(block: Block) -> tuple[str | None, Cleaned]:
+        split, layout, content = block
+        return split, cleaner.columns(content) if layout is None else cleaner.text(content, layout)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split, cleaned in _ahead(pool, _clean, _blocks(job, source)):
+        for split, cleaned in _ahead(pool, clean, _blocks(job, source)):
             counts.add(cleaned.counts)
             records.append(cleaned.records)
             keys.append(cleaned.keys)
@@ -95,40 +102,37 @@ def _ahead(
         yield done
 
 
-Block = tuple[str | None, Cleaner, bytes | pa.Table]
-
-
-def _clean(block: Block) -> tuple[str | None, Cleaned]:
-    split, cleaner, content = block
-    if isinstance(content, pa.Table):
-        return split, cleaner.columns(content)
-    return split, cleaner.text(content)
+Block = tuple["str | None", "Layout | None", Any]  # split, layout of the lines, lines or table
 
 
 def _blocks(job: Job, source: str) -> Iterator[Block]:
-    """The input in blocks of whole lines or of rows, each with its split where files decide it."""
+    """The input in blocks of whole lines or of rows; every file is checked before any is read."""
+    fmt = job.schema.format
+    names = [column.name for column in job.schema.columns]
+    found: list[tuple[str | None, Layout | None, fs.FileSystem, str]] = []
     for split, place in job.sources(source):
         filesystem, files = _files(place)
-        readers = []
-        for file in files:  # every file is checked before any is read
-            if job.schema.format.kind == "parquet":
-                reader = pq.ParquetFile(filesystem.open_input_file(file))
-                job.check_columns(reader.schema_arrow.names, file)
-                readers.append((Cleaner(job.schema), file))
+        for file in files:
+            layout = None
+            if fmt.kind == "parquet":
+                columns = pq.read_schema(filesystem.open_input_file(file)).names
+                job.check_columns(columns, file)
             else:
                 with filesystem.open_input_stream(file) as stream:
-                    line = stream.read(job.schema.format.longest_line).split(b"\n", 1)[0]
-                readers.append((Cleaner(job.schema, check_first_line(line, job.schema)), file))
-        for cleaner, file in readers:
-            if job.schema.format.kind == "parquet":
-                reader = pq.ParquetFile(filesystem.open_input_file(file))
-                names = [column.name for column in job.schema.columns]
-                for batch in reader.iter_batches(ROWS, columns=names):
-                    yield split, cleaner, pa.Table.from_batches([batch])
-            else:
-                with filesystem.open_input_stream(file) as stream:
-                    for text in _lines(stream, job.schema.format.longest_line):
-                        yield split, cleaner, text
+                    first = stream.read(fmt.longest_line)
+                if not first:
+                    raise DataError(f"{file} is empty")
+                layout = layout_of(first.split(b"\n", 1)[0], job.schema)
+            found.append((split, layout, filesystem, file))
+    for split, layout, filesystem, file in found:
+        if layout is None:
+            reader = pq.ParquetFile(filesystem.open_input_file(file))
+            for batch in reader.iter_batches(ROWS, columns=names):
+                yield split, None, batch
+        else:
+            with filesystem.open_input_stream(file) as stream:
+                for text in _lines(stream, fmt.longest_line):
+                    yield split, layout, text
 
 
 def _files(place: str) -> tuple[fs.FileSystem, list[str]]:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dpcomm.data import embedded, java, store
-from dpcomm.data.clean import Cleaner, Counts, check_first_line
+from dpcomm.data.clean import Cleaner, Counts
 from dpcomm.data.encode import Transformation
 from dpcomm.data.java import JavaError
+from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
 from dpcomm.data.store import Job, Shard
 
@@ -90,25 +92,17 @@ def prepare(
 
 def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
     """The valid records as `store.ROW`s: by shard, sorted by split, key and payload."""
+    from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
 
-    schema, parts = job.schema, []
+    parts = []
     for split, place in job.sources(source):
-        if schema.format.kind == "parquet":
-            frame = spark.read.parquet(place)
-            job.check_columns(frame.columns, place)
-            frame = frame.select(*(F.col(f"`{c.name}`") for c in schema.columns))
-            cleaner = Cleaner(schema)
-        else:
-            text = spark.read.text(place, lineSep="\n")
-            cleaner = Cleaner(schema, _header(spark, text, place, schema))
-            # A cut line is still too long, and counted as such; it must not fill a worker.
-            line = F.substring(F.col("value").cast("binary"), 1, schema.format.longest_line + 2)
-            frame = text.select(F.concat(line, F.lit(b"\n")).alias("line"))
-        parts.append(frame.mapInArrow(_cleaning(job, cleaner, split), _DDL))
-    rows = parts[0]
-    for part in parts[1:]:
-        rows = rows.unionAll(part)
+        try:
+            frame, layout = _read(spark, job, place)
+        except AnalysisException as error:
+            raise DataError(f"no input at {place}: {_cause(error)}") from error
+        parts.append(frame.mapInArrow(_cleaning(job, layout, split), _DDL))
+    rows = reduce(lambda a, b: a.unionAll(b), parts)
     by_shard = rows.repartitionById(job.shards, F.col("shard"))
     return by_shard.sortWithinPartitions("split", "key", "payload")
 
@@ -116,29 +110,42 @@ def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
 _DDL = "shard int, split int, key long, payload binary"
 
 
-def _header(spark: SparkSession, text: DataFrame, place: str, schema: Schema) -> list[str]:
-    """Checks the first line of every file; they must name the columns in the same order."""
-    header: list[str] | None = None
+def _read(spark: SparkSession, job: Job, place: str) -> tuple[DataFrame, Layout | None]:
+    """The columns of Parquet, or the lines of CSV and their layout; DataError if neither serves."""
+    from pyspark.sql import functions as F
+
+    schema = job.schema
+    if schema.format.kind == "parquet":
+        frame = spark.read.parquet(place)
+        job.check_columns(frame.columns, place)
+        return frame.select(*(F.col(f"`{c.name}`") for c in schema.columns)), None
+    text = spark.read.text(place, lineSep="\n")
+    # A line cut here is still too long, and dropped as such; whole, it could fill a worker.
+    line = F.substring(F.col("value").cast("binary"), 1, schema.format.longest_line + 2)
+    return text.select(F.concat(line, F.lit(b"\n")).alias("line")), _layout(spark, text, schema)
+
+
+def _layout(spark: SparkSession, text: DataFrame, schema: Schema) -> Layout:
+    """Checks the first line of every file; one layout must serve them all."""
+    layouts = {}
     for file in text.inputFiles():
         line = spark.read.text(file, lineSep="\n").head()
         if line is None:
             raise DataError(f"{file} is empty")
-        fields = check_first_line(line.value.encode(), schema)
-        if header not in (None, fields):
-            raise DataError(f"{file}: its header has another order than the files before it")
-        header = fields
-    if header is None:
-        raise DataError(f"no input at {place}")
-    return header
+        layouts[layout_of(line.value.encode(), schema)] = file
+    if len(layouts) > 1:
+        raise DataError(f"the headers of {' and '.join(list(layouts.values())[:2])} differ")
+    return next(iter(layouts))
 
 
-def _cleaning(job: Job, cleaner: Cleaner, split: str | None) -> ArrowFunction:
+def _cleaning(job: Job, layout: Layout | None, split: str | None) -> ArrowFunction:
     def clean(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        counts = Counts()
+        cleaner, counts = Cleaner(job.schema), Counts()
         for batch in batches:
-            is_text = job.schema.format.kind == "csv"
-            content = store.content(batch.column(0)) if is_text else batch
-            cleaned = cleaner.text(content) if is_text else cleaner.columns(content)
+            if layout is None:
+                cleaned = cleaner.columns(batch)
+            else:
+                cleaned = cleaner.text(store.content(batch.column(0)), layout)
             counts.add(cleaned.counts)
             yield job.rows(cleaned, split)
         yield job.count_row(counts)
@@ -147,6 +154,8 @@ def _cleaning(job: Job, cleaner: Cleaner, split: str | None) -> ArrowFunction:
 
 
 def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard], Counts]:
+    from pyspark.errors import PySparkException
+
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         batches = (batch for batch in batches if batch.num_rows)
         if (first := next(batches, None)) is None:
@@ -158,11 +167,22 @@ def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard]
         yield pa.record_batch({"report": [json.dumps(report)]})
 
     written, counts = [], Counts()
-    for row in rows.mapInArrow(write, "report string").collect():
+    try:
+        reports = rows.mapInArrow(write, "report string").collect()
+    except PySparkException as error:
+        raise store.WriteError(_cause(error)) from error
+    for row in reports:
         report = json.loads(row.report)
         written += [Shard(**shard) for shard in report["shards"]]
         counts.add(Counts.from_dict(report["counts"]))
     return written, counts
+
+
+def _cause(error: Exception) -> str:
+    """What a worker said, without the traces of Python and Java around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    own = [line.split("WriteError: ")[1] for line in lines if "WriteError: " in line]
+    return (own or lines or [type(error).__name__])[0]
 
 
 def report(manifest: dict[str, Any]) -> str:
@@ -208,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SchemaError, DataError) as error:
         print(f"dpcomm.data.prepare: {error}", file=sys.stderr)
         return 2
-    except (JavaError, OSError) as error:
+    except (JavaError, store.WriteError, OSError) as error:
         print(f"dpcomm.data.prepare: {error}; nothing was published", file=sys.stderr)
         return 3
     print(report(manifest))

@@ -93,12 +93,12 @@ def load(folder: str | Path, split: str = "train", verify: bool = False) -> Data
     `verify` also checks the SHA-256 of every shard, which reads it whole.
     """
     folder = Path(folder)
-    manifest = _manifest(folder)
-    if not manifest["splits"].get(split):
+    contents = manifest(folder)
+    if not contents["splits"].get(split):
         raise ShardError(f"{folder} has no records in its split {split!r}")
-    columns = len(manifest["columns"])
+    columns = len(contents["columns"])
     shards = []
-    for entry in manifest["splits"][split]:
+    for entry in contents["splits"][split]:
         path = folder / entry["file"]
         if not path.exists():
             raise ShardError(f"{path} is missing; prepare the data again")
@@ -110,12 +110,13 @@ def load(folder: str | Path, split: str = "train", verify: bool = False) -> Data
         if verify and _sha256(path) != entry["sha256"]:
             raise ShardError(f"{path} is not what was written: its SHA-256 differs")
         shape = (entry["records"], columns)
-        shards.append(np.memmap(path, manifest["dtype"], "r", shape=shape).view(np.ndarray))
+        shards.append(np.memmap(path, contents["dtype"], "r", shape=shape).view(np.ndarray))
     starts = np.cumsum([0, *(len(shard) for shard in shards)])
-    return Dataset(tuple(shards), starts, manifest)
+    return Dataset(tuple(shards), starts, contents)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole prepared folder; raises ShardError for any other."""
     try:
         seal = (folder / "_SUCCESS").read_text().strip()
         text = (folder / "manifest.json").read_bytes()
@@ -126,10 +127,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         ) from None
     if hashlib.sha256(text).hexdigest() != seal:
         raise ShardError(f"{folder}/manifest.json was changed after it was published")
-    manifest = json.loads(text)
-    if manifest.get("format") != FORMAT:
-        raise ShardError(f"{folder} has format {manifest.get('format')!r}, this reads {FORMAT!r}")
-    return manifest
+    contents = json.loads(text)
+    if contents.get("format") != FORMAT:
+        raise ShardError(f"{folder} has format {contents.get('format')!r}, this reads {FORMAT!r}")
+    return contents
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,8 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dpcomm.data.clean import Cleaned, Counts, is_test, record_dtype, shard_of
+from dpcomm.data import keys as keys_
+from dpcomm.data.clean import Cleaned, Counts, record_dtype
 from dpcomm.data.encode import Transformation
 from dpcomm.data.schema import DataError, Schema
 
@@ -31,6 +34,11 @@ COUNTS = -1  # the split of a row that carries counts instead of a record
 ROW = pa.schema(
     [("shard", pa.int32()), ("split", pa.int32()), ("key", pa.int64()), ("payload", pa.binary())]
 )
+
+
+class WriteError(RuntimeError):
+    """The output could not be written, and was not published."""
+
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # splits, keys, records; sorted, equal lengths
 
@@ -72,12 +80,12 @@ class Job:
             raise DataError(f"{place} lacks {', '.join(lacking)}; it has {', '.join(names)}")
 
     def shard_of(self, keys: np.ndarray) -> np.ndarray:
-        return shard_of(keys, self.shards)
+        return keys_.shard_of(keys, self.shards)
 
     def split_of(self, keys: np.ndarray, split: str | None) -> np.ndarray:
         """The place in SPLITS of each record: the file's, or else by its key."""
         if split is None:
-            return is_test(keys, self.schema.split.test).astype(np.int32)
+            return keys_.is_test(keys, self.schema.split.test).astype(np.int32)
         return np.full(len(keys), SPLITS.index(split), np.int32)
 
     def rows(self, cleaned: Cleaned, split: str | None) -> pa.RecordBatch:
@@ -101,15 +109,15 @@ class Job:
         """Writes the sorted records of one shard, at most one file a split."""
         filesystem, folder = open_folder(self.output)
         written = []
-        writer = None
-        for split, records in bounded(batches, self.schema, counts):
-            if writer is None or writer.shard.split != split:
-                if writer is not None:
-                    written.append(writer.close())
+        splits = groupby(bounded(batches, self.schema, counts), key=itemgetter(0))
+        try:
+            for split, parts in splits:
                 writer = _Writer(self, filesystem, folder, f"{split}-{shard:05d}", into)
-            writer.write(records)
-        if writer is not None:
-            written.append(writer.close())
+                for _, records in parts:
+                    writer.write(records)
+                written.append(writer.close())
+        except OSError as error:
+            raise WriteError(f"shard {shard} of {self.output}: {error}") from error
         return written
 
 
@@ -241,7 +249,9 @@ def publish(
     filesystem, folder = open_folder(job.output)
     schema = job.schema
     if counts.kept == 0:
-        reasons = ", ".join(f"{r} ({n})" for r, n in counts.dropped.most_common(3)) or "no line"
+        if counts.read == 0:
+            raise DataError("the input has a header but no record")
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.dropped.most_common(3))
         raise DataError(f"none of {counts.read} records is valid: {reasons}")
     labels: Counter[str] = Counter()
     for shard in shards:

@@ -58,12 +58,7 @@ def test_ops_and_dtypes_equal_numpy(dtype, op, algorithm):
     rounding = 4e-3 if dtype == "float16" else 1e-6
     for result in results(run_threads(size, body)):
         assert result.dtype == dtype
-        np.testing.assert_allclose(
-            result,
-            exact,
-            rtol=4e-3 if dtype == "float16" else 1e-5,
-            atol=4e-3 if dtype == "float16" else 1e-6,
-        )
+        np.testing.assert_allclose(result, exact, rtol=rounding, atol=rounding)
 
 
 def test_bfloat16_is_added_in_float32():

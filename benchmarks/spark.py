@@ -1,0 +1,167 @@
+"""The same preparation by a sequential routine, pandas, Polars, DuckDB and dpcomm, in one table.
+
+    python benchmarks/spark.py                      # 1,223,992 raw records, every engine
+    python benchmarks/spark.py --records 12000000   # dpcomm on Spark: time and memory as data grow
+
+Each engine runs in a process of its own, on the cores it is given, and must write the same shards
+and report the same counts, or the benchmark fails. `cold` is a command from nothing (imports, JVM
+and all), `warm` the median of three more preparations in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+RECORDS = 1_223_992
+WARM = 3
+# name, cores: what is compared, in the order of the table
+ENGINES = [
+    ("sequential", 1),
+    ("pandas", 2),
+    ("duckdb", 2),
+    ("polars", 2),
+    ("dpcomm embedded", 2),
+    ("dpcomm spark", 1),
+    ("dpcomm spark", 2),
+]
+
+
+def work(engine: str, cores: int, source: str, output: str) -> None:
+    """Runs one engine in this process; prints its record as JSON."""
+    started = time.time() - time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID)
+    seconds = []
+    if engine.startswith("dpcomm"):
+        from dpcomm.data.prepare import prepare, session
+        from dpcomm.data.schema import load
+
+        spark = session(f"local[{cores}]") if engine.endswith("spark") else None
+        if spark is not None:
+            spark.sparkContext.setLogLevel("OFF")
+        for _ in range(1 + WARM):
+            begin = time.time()
+            manifest = prepare(source, output, load("pums"), spark=spark, overwrite=True)
+            seconds.append(time.time() - begin)
+            first = time.time() if len(seconds) == 1 else first
+        counts = manifest["counts"]
+        found = Counter({"read": counts["read"], **counts["dropped"]})
+        found.update({f"imputed {reason}": n for reason, n in counts["imputed"].items()})
+    else:
+        from prepare_peers import PEERS
+
+        for _ in range(1 if engine == "sequential" else 1 + WARM):
+            shutil.rmtree(output, ignore_errors=True)
+            os.makedirs(output)
+            begin = time.time()
+            found = PEERS[engine](source, output)
+            seconds.append(time.time() - begin)
+            first = time.time() if len(seconds) == 1 else first
+    record = {
+        "op": "prepare",
+        "engine": engine,
+        "cores": cores,
+        "cold_s": round(first - started, 3),
+        "warm_s": round(statistics.median(seconds[1:] or seconds), 3),
+        "driver_mb": _peak_mb(os.getpid()),
+        "jvm_mb": max((_peak_mb(pid) for pid in _children("java")), default=0),
+        "counts": dict(found),
+        "sha256": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(Path(output).glob("*.bin"))
+        },
+    }
+    print(json.dumps(record))
+
+
+def _peak_mb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
+def _children(name: str) -> list[int]:
+    pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+def run(engine: str, cores: int, source: Path, output: Path, records: int) -> dict:
+    command = [sys.executable, __file__, "--worker", engine, "--cores", str(cores)]
+    chosen = sorted(os.sched_getaffinity(0))[:cores]
+    environment = {**os.environ, "POLARS_MAX_THREADS": str(cores)}
+    done = subprocess.run(
+        [*command, str(source), str(output)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: os.sched_setaffinity(0, chosen),
+    )
+    if done.returncode:
+        sys.exit(f"{engine}: {done.stderr[-2000:]}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "records": records}
+
+
+def line(record: dict, base: dict) -> str:
+    return (
+        f"{record['engine']:16} {record['cores']:>5} {record['records']:>11,}"
+        f" {record['cold_s']:>8.2f} {record['warm_s']:>8.2f}"
+        f" {base['warm_s'] / record['warm_s']:>9.1f}x"
+        f" {record['driver_mb']:>9,} {record['jvm_mb']:>7,}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, default=2, help=argparse.SUPPRESS)
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--json", type=Path, help="append the records to this file")
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.cores, *options.paths)
+        return 0
+
+    from dpcomm.data import pums
+
+    grows = options.records > RECORDS
+    engines = [("dpcomm spark", 2)] if grows else ENGINES
+    sizes = [RECORDS, options.records] if grows else [options.records]
+    done: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            source = Path(folder, f"pums-{size}.csv")
+            source.write_bytes(pums.generate(size))
+            for engine, cores in engines:
+                done.append(run(engine, cores, source, Path(folder, "out"), size))
+            source.unlink()
+    print(f"# {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    print(f"{'engine':16} cores     records   cold s   warm s   against  driver MB  JVM MB")
+    for record in done:
+        print(line(record, done[0]))
+    outputs = [(record.pop("counts"), record.pop("sha256")) for record in done]
+    if options.json:
+        with options.json.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in done)
+    failed = [] if grows else [
+        f"{record['engine']} differs from {done[0]['engine']}"
+        for record, output in zip(done, outputs, strict=True)
+        if output != outputs[0]
+    ]  # fmt: skip
+    print("\n".join(failed) if failed else "all outputs are equal" if not grows else "")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What a training run can go on from: a file that is whole or not there."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpcomm._core import UsageError
+
+_FORMAT = "dpcomm.checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` steps. Holds no key: a resumed run draws another."""
+
+    run: str  # the ledger's name of this run
+    step: int
+    model: dict[str, Any]  # state_dict
+    optimizer: dict[str, Any]  # state_dict
+    plan: dict[str, Any] | None
+    ledger: str
+
+    def save(self, path: Path) -> None:
+        """Replaces the file at `path` in one move, after its content is on the disk."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(path.name + ".new")
+        with open(new, "wb") as file:
+            torch.save({"format": _FORMAT} | asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+
+
+def load(comm: Any, path: Path) -> Checkpoint:
+    """Rank 0's file, on every rank. Collective; raises UsageError where there is none."""
+    content = b""
+    if comm.rank == 0 and path.exists():
+        content = path.read_bytes()
+    content = _broadcast(comm, content)
+    if not content:
+        raise UsageError(
+            f"--resume: there is no checkpoint {path}: start without --resume, or name the "
+            "checkpoint with --checkpoint"
+        )
+    values = torch.load(io.BytesIO(content), weights_only=True)
+    if values.pop("format", None) != _FORMAT:
+        raise UsageError(f"--checkpoint {path} is not a {_FORMAT}: was it written by dpcomm.train?")
+    return Checkpoint(**values)
+
+
+def _broadcast(comm: Any, content: bytes) -> bytes:
+    length = comm.broadcast(np.array([len(content)], np.int64))
+    data = np.zeros(int(length[0]), np.uint8)
+    if comm.rank == 0:
+        data[:] = np.frombuffer(content, np.uint8)
+    return comm.broadcast(data).tobytes() if len(data) else b""

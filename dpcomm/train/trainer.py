@@ -1,0 +1,301 @@
+"""Training: sample, clip, pay, combine with noise, update."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dpcomm import accounting
+from dpcomm._core import UsageError
+from dpcomm.data import shards
+from dpcomm.privacy.ledger import Ledger, Toll
+from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan
+from dpcomm.privacy.sampling import poisson_sample
+from dpcomm.privacy.step import PrivateStep, shared_key
+from dpcomm.torch import ClippedGradient, FlatParameters
+from dpcomm.train import checkpoint
+from dpcomm.train.checkpoint import Checkpoint
+from dpcomm.train.model import check_outputs, evaluate, load_model, losses, mlp, share
+from dpcomm.train.options import Options
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run says of itself. Nothing in it but the test metrics is computed from records."""
+
+    dataset: str
+    ranks: int
+    steps: int
+    records: int
+    sample_rate: float
+    noise_multiplier: float
+    clip_norm: float | None
+    epsilon: float | None  # of this model; None without privacy
+    epsilon_of_ledger: float | None  # of all that the ledger holds
+    delta: float | None
+    accuracy: float
+    auc: float | None
+    majority: float  # accuracy of always naming the test records' most frequent class
+    epoch_seconds: float
+    step_us: float
+    parameters: int
+    key_hash: str | None
+    plan: dict[str, Any] | None
+    checkpoint: str
+    ledger: str | None
+
+
+class Trainer:
+    """One job's part in a training run. Every rank makes one, with the same options.
+
+    Constructing reads the data's manifest, agrees on the plan, opens the ledger and, to resume, the
+    checkpoint. Raises UsageError where options, data and checkpoint do not fit each other, and
+    MismatchError where the ranks do not.
+    """
+
+    def __init__(self, comm: Any, options: Options) -> None:
+        self.comm, self.options = comm, options
+        self._speaks = comm.rank == 0
+        torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
+        self.data, self.test = _load(options, "train"), _load(options, "test")
+        self.model = self._make_model()
+        self.parameters = FlatParameters(self.model)
+        comm.broadcast(self.parameters.values.detach())
+        self.optimizer = _optimizer(self.parameters, options)
+        steps = options.steps or round((options.epochs or 0) / options.sample_rate)
+        self.steps = max(1, steps)
+        self.plan = self._make_plan()
+        check_same_plan(self.plan, comm)
+        self.run, self.step = secrets.token_hex(8), 0
+        if options.resume:
+            self._resume(checkpoint.load(comm, options.checkpoint))
+        self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
+        self._combine = self._make_step()
+        self._sampling_key = shared_key(comm, options.unsafe_seed)
+        self._nonfinite = 0
+
+    def train(self) -> Summary:
+        """Takes the steps that are left and affordable, then evaluates."""
+        left = self._open_launch()
+        clip_norm = self.plan.clip_norm if self.plan else None
+        gradient_of = ClippedGradient(self.model, self.parameters, losses, clip_norm)
+        toll = Toll(self.comm, self.ledger, self.plan, left) if self.plan else None
+        per_epoch = max(1, round(1 / self.options.sample_rate))
+        self._save()
+        saving = 0.0
+        begin = time.perf_counter()
+        for _ in tqdm(range(left), unit="step", disable=not self._speaks, mininterval=0.5):
+            self._take_step(gradient_of, toll)
+            if self.step % per_epoch == 0:
+                began_saving = time.perf_counter()
+                self._save()
+                saving += time.perf_counter() - began_saving
+        seconds = time.perf_counter() - begin - saving
+        self._save()
+        return self._summarise(seconds / left if left else math.nan, per_epoch)
+
+    def _take_step(self, gradient_of: ClippedGradient, toll: Toll | None) -> None:
+        begin, end = share(self.data.records, self.comm.rank, self.comm.size)
+        ids = poisson_sample(self._sampling_key, self.step, self.options.sample_rate, begin, end)
+        rows = torch.from_numpy(self.data.gather(ids))
+        clipped = gradient_of(rows[:, :-1], rows[:, -1])
+        self._nonfinite += clipped.nonfinite
+        if toll:
+            toll.pay()
+        self._combine(self.parameters.gradient)
+        self.optimizer.step()
+        self.step += 1
+
+    def _make_model(self) -> torch.nn.Module:
+        options, features, classes = self.options, self.data.features, len(self.data.classes)
+        torch.manual_seed(options.seed)
+        if options.model:
+            module = load_model(options.model, features, classes)
+        else:
+            module = mlp(features, classes, options.hidden)
+        check_outputs(module, features, classes)
+        return module
+
+    def _make_plan(self) -> Plan | None:
+        options, records = self.options, self.data.records
+        if not options.private:
+            return None
+        privacy = self.data.manifest["privacy"]
+        if privacy["records_per_unit"] != 1:
+            raise UsageError(
+                f"--data {options.data}: up to {privacy['records_per_unit']} records speak of one "
+                f"{privacy['unit']}, but clipping bounds one record: prepare with "
+                "records_per_unit = 1 in the schema"
+            )
+        delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
+        manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
+        noise_multiplier = options.noise_multiplier or self._from_rank_0(
+            lambda: accounting.noise_multiplier(
+                options.target_epsilon or 0, options.sample_rate, self.steps, delta,
+                options.accountant,
+            )
+        )  # fmt: skip
+        return Plan(
+            records=records,
+            sample_rate=options.sample_rate,
+            steps=self.steps,
+            clip_norm=options.clip_norm,
+            noise_multiplier=noise_multiplier,
+            delta=delta,
+            noise=SECURE if options.unsafe_seed is None else UNSAFE,
+            accountant=options.accountant,
+            dataset=hashlib.sha256(manifest).hexdigest()[:16],
+        )
+
+    def _make_step(self) -> PrivateStep:
+        options, size = self.options, self.parameters.size
+        expected = options.sample_rate * self.data.records
+        settings: dict[str, Any] = {"algo": options.algo, "unsafe_seed": options.unsafe_seed}
+        if self.plan is None:
+            return PrivateStep(self.comm, size, 1.0, 0.0, expected, no_noise=True, **settings)
+        plan = self.plan
+        return PrivateStep(
+            self.comm, size, plan.clip_norm, plan.noise_multiplier, expected, **settings
+        )
+
+    def _resume(self, saved: Checkpoint) -> None:
+        path = self.options.checkpoint
+        if (saved.plan is None) != (self.plan is None):
+            raise UsageError(
+                f"--resume: {path} was trained {'without' if self.plan else 'with'} privacy"
+            )
+        if saved.plan and self.plan:
+            for name in ("records", "dataset", "neighbouring"):
+                here, there = getattr(self.plan, name), saved.plan[name]
+                if here != there:
+                    raise UsageError(
+                        f"--resume: {name} is {here}, but {there} in {path}: resume on the data "
+                        "that it was trained on"
+                    )
+        try:
+            self.model.load_state_dict(saved.model)
+            self.optimizer.load_state_dict(saved.optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"--resume: {path} does not fit the model or the optimizer: {error}: give the "
+                "--model, --hidden and --optimizer that it was trained with"
+            ) from error
+        self.run, self.step = saved.run, saved.step
+
+    def _open_launch(self) -> int:
+        """Announces the launch; how many steps it may take."""
+        left = max(0, self.steps - self.step)
+        if self.plan is None:
+            return left
+        plan, target = self.plan, self.options.target_epsilon
+
+        def launch() -> int:
+            assert self.ledger is not None
+            for charge in self.data.manifest["privacy"]["ledger"]:
+                self.ledger.release(charge["epsilon"], charge["delta"], charge["what"])
+            self.ledger.launch(self.run, plan, self.comm.size, self._combine.key_hash)
+            if target is None or not left:
+                return left
+            return self.ledger.affordable(replace(plan, steps=left), target, self.run)
+
+        affordable = int(self._from_rank_0(launch))
+        self._say(plan.explain())
+        if affordable < left:
+            self._say(f"ε = {target} is spent after {affordable} of the {left} steps that are left")
+        return affordable
+
+    def _save(self) -> None:
+        if self._speaks:
+            Checkpoint(
+                run=self.run,
+                step=self.step,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                plan=self.plan.to_dict() if self.plan else None,
+                ledger=str(self.options.ledger),
+            ).save(self.options.checkpoint)
+
+    def _summarise(self, step_seconds: float, per_epoch: int) -> Summary:
+        measured = evaluate(self.comm, self.model, self.test)
+        nonfinite = int(self.comm.all_reduce(np.array([self._nonfinite], np.int64))[0])
+        if nonfinite:  # on the terminal alone: the number is a fact about records
+            self._say(f"{nonfinite} samples with a NaN or infinite gradient were left out")
+        plan, ledger = self.plan, self.ledger
+        epsilon = total = None
+        if plan and ledger:
+            epsilon = ledger.epsilon(plan.delta, plan.accountant, self.run)
+            total = ledger.epsilon(plan.delta, plan.accountant)
+        return Summary(
+            dataset=self.options.dataset,
+            ranks=self.comm.size,
+            steps=self.step,
+            records=self.data.records,
+            sample_rate=self.options.sample_rate,
+            noise_multiplier=plan.noise_multiplier if plan else 0.0,
+            clip_norm=plan.clip_norm if plan else None,
+            epsilon=epsilon,
+            epsilon_of_ledger=total,
+            delta=plan.delta if plan else None,
+            accuracy=measured["accuracy"],
+            auc=measured.get("auc"),
+            majority=measured["majority"],
+            epoch_seconds=step_seconds * per_epoch,
+            step_us=step_seconds * 1e6,
+            parameters=self.parameters.size,
+            key_hash=self._combine.key_hash if plan else None,
+            plan=plan.to_dict() if plan else None,
+            checkpoint=str(self.options.checkpoint),
+            ledger=str(self.options.ledger) if plan else None,
+        )
+
+    def _from_rank_0(self, compute: Any) -> float:
+        """Rank 0's result on every rank: what is costly, or only rank 0 can know."""
+        value = np.array([compute() if self._speaks else 0.0], np.float64)
+        return float(self.comm.broadcast(value)[0])
+
+    def _say(self, text: str) -> None:
+        if self._speaks:
+            print(text, flush=True)
+
+
+def save_summary(summary: Summary, path: Any) -> None:
+    """Writes the record as JSON, whole or not at all. What is infinite or unknown is null."""
+    record = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(summary).items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(new, path)
+
+
+def _optimizer(parameters: FlatParameters, options: Options) -> torch.optim.Optimizer:
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return kinds[options.optimizer]([parameters.values], lr=options.lr)
+
+
+def _load(options: Options, split: str) -> shards.Dataset:
+    try:
+        return shards.load(options.data, split)
+    except shards.ShardError as error:
+        name = options.dataset
+        raise UsageError(
+            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.fetch "
+            f"{name.removesuffix('-nine')} data/raw && python -m dpcomm.data.prepare "
+            f"data/raw/{name.removesuffix('-nine')} {options.data} --schema {name}"
+        ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,139 @@
+"""However one rank ends, all end: soon, with a code, a message that names it, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from groups import MPIRUN, environment
+
+PROGRAM = Path(__file__).parent / "programs" / "endless.py"
+SIZE = 3
+VICTIM = 1
+
+
+@dataclass
+class Running:
+    """A job under way: its processes, as started by the test, and the pids of its ranks."""
+
+    processes: list[subprocess.Popen]
+    pids: list[int] = field(default_factory=list)
+
+    def end(self) -> tuple[list[int], str]:
+        """Exit codes and output of a job that must end within ten seconds, all of it."""
+        deadline = time.monotonic() + 10
+        output = ""
+        for process in self.processes:
+            text, _ = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            output += text
+        while any(alive(pid) for pid in self.pids):
+            assert time.monotonic() < deadline, f"ranks still run\n{output}"
+            time.sleep(0.05)
+        return [process.returncode for process in self.processes], output
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def left_behind() -> set[str]:
+    """What a job could leave on the host: named shared memory and rendezvous sockets."""
+    sockets = {
+        line for line in Path("/proc/net/unix").read_text().splitlines() if "@dpcomm" in line
+    }
+    return {str(path) for path in Path("/dev/shm").iterdir()} | sockets
+
+
+def start(launcher: str, folder: Path, transport: str = "shm", failing: int = -1) -> Running:
+    program = [sys.executable, str(PROGRAM), str(folder), transport, str(failing)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    if launcher == "mpirun":
+        command = [str(MPIRUN), "-np", str(SIZE), *program]
+        job = Running([subprocess.Popen(command, env=environment(), **pipes)])
+    else:  # as torchrun sets it, but without an agent that would end the others
+        ranks = []
+        for rank in range(SIZE):
+            variables = environment(
+                RANK=str(rank),
+                WORLD_SIZE=str(SIZE),
+                MASTER_ADDR="test",
+                MASTER_PORT=str(os.getpid()),
+            )
+            ranks.append(subprocess.Popen(program, env=variables, **pipes))
+        job = Running(ranks)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("[0-9]"))) < SIZE:
+        assert time.monotonic() < deadline, "the job never got under way"
+        assert failing >= 0 or all(process.poll() is None for process in job.processes)
+        time.sleep(0.02)
+    job.pids = [int((folder / str(rank)).read_text()) for rank in range(SIZE)]
+    return job
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    before = left_behind()
+    yield
+    assert left_behind() <= before
+
+
+def test_mpirun_ends_all_ranks_when_one_is_killed(tmp_path):
+    job = start("mpirun", tmp_path)
+    os.kill(job.pids[VICTIM], signal.SIGKILL)
+    codes, output = job.end()
+    assert codes != [0]
+    assert f"rank {VICTIM}" in output.lower(), output
+
+
+def test_without_a_launcher_the_others_notice_that_one_is_killed_and_name_it(tmp_path):
+    job = start("plain", tmp_path)
+    os.kill(job.pids[VICTIM], signal.SIGKILL)
+    codes, output = job.end()
+    assert codes[VICTIM] == -signal.SIGKILL
+    assert codes[0] == codes[2] == 4
+    assert f"rank {VICTIM} was killed or crashed (pid {job.pids[VICTIM]})" in output
+    for rank in (0, 2):
+        assert f"dpcomm: rank {rank}/{SIZE} (host " in output
+
+
+@pytest.mark.parametrize("transport", ["shm", "mpi"])
+def test_mpirun_ends_all_ranks_when_one_raises(tmp_path, transport):
+    job = start("mpirun", tmp_path, transport, VICTIM)
+    codes, output = job.end()
+    assert codes != [0], output
+    assert f"dpcomm: rank {VICTIM}/{SIZE} (host " in output
+    assert "RuntimeError: planted" in output
+
+
+def test_without_a_launcher_the_others_end_when_one_raises_and_say_why(tmp_path):
+    codes, output = start("plain", tmp_path, failing=VICTIM).end()
+    assert codes == [4, 1, 4], output
+    assert f"rank {VICTIM} ended the job: RuntimeError: planted" in output
+
+
+@pytest.mark.parametrize("transport", ["shm", "mpi"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_mpirun_ends_all_ranks(tmp_path, transport, number):
+    job = start("mpirun", tmp_path, transport)
+    job.processes[0].send_signal(number)
+    codes, output = job.end()
+    assert codes != [0], output
+    assert "rank" in output.lower(), output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_rank_ends_all_ranks(tmp_path, number):
+    job = start("plain", tmp_path)
+    os.kill(job.pids[VICTIM], number)
+    codes, output = job.end()
+    assert codes == [4, 130, 4], output
+    assert f"rank {VICTIM} ended the job: interrupted" in output
