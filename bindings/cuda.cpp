@@ -40,6 +40,13 @@ void bind_cuda(py::module_& module) {
   using PyBlocks = std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>;
 
   module.def(
+      "device_count",
+      [] {
+        int count = 0;
+        return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+      },
+      "How many GPUs there are; 0 also where there is no driver.");
+  module.def(
       "add_noise",
       [](PyPlace at, std::uintptr_t data, std::size_t count, std::uint64_t offset,
          const py::bytes& key, const std::string& generator, std::uint64_t step, double std,
@@ -53,7 +60,8 @@ void bind_cuda(py::module_& module) {
       py::arg("place"), py::arg("data"), py::arg("count"), py::arg("offset"), py::arg("key"),
       py::arg("generator"), py::arg("step"), py::arg("std"), py::arg("scale") = 1.0f);
 
-  py::class_<ClipPlan>(module, "ClipPlan")
+  // Of this module alone: _cuda and the tests' module may live in one process.
+  py::class_<ClipPlan>(module, "ClipPlan", py::module_local())
       .def_readonly("teams", &ClipPlan::teams)
       .def_readonly("members", &ClipPlan::members)
       .def_readonly("group_rows", &ClipPlan::group_rows)

@@ -23,6 +23,8 @@ LAYERS = {
 }
 # header -> the only files that may include it
 HEADERS = {
+    r"cuda_runtime\.h": {"csrc/base/cuda.hpp"},
+    r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu"},
     r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
     r"nccl\.h": {"csrc/transport/nccl.hpp", "csrc/transport/nccl.cpp"},
     r"(torch|ATen|c10)/.*": set(),
@@ -32,6 +34,7 @@ HEADERS = {
 PACKAGES = {
     "torch": {
         "dpcomm/torch.py",
+        "dpcomm/torch_ops.py",
         *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "model", "trainer")),
     },
     "mpi4py": {"dpcomm/launch.py"},

@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const std::size_t ready = group - 1;
       if (threadIdx.x == 0) {
         // No member is more than one group ahead, hence two counters.
-        const auto* even_or_odd = arrived + ready % 2;
+        unsigned* even_or_odd = arrived + ready % 2;
         while (__nv_atomic_load_n(even_or_odd, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) <
                (ready / 2 + 1) * plan.members) {
         }

@@ -117,7 +117,7 @@ T __nv_atomic_fetch_add(T* place, T value, int order, int) {
 }
 
 template <class T>
-T __nv_atomic_load_n(const T* place, int order, int,
+T __nv_atomic_load_n(T* place, int order, int,
                      std::source_location where = std::source_location::current()) {
   if (order != __NV_ATOMIC_ACQUIRE) std::abort();
   dpcomm::simt::yield(where);
@@ -173,6 +173,10 @@ inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaSt
   return cudaSuccess;
 }
 
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;

@@ -52,7 +52,9 @@ class Records:
         segments = []
         for row, goal in zip(rows, goals, strict=True):
             if goal is not None and goal.shape[0] != row.shape[0]:
-                raise ValueError(f"{goal.shape[0]} targets for {row.shape[0]} inputs: pass one each")
+                raise ValueError(
+                    f"{goal.shape[0]} targets for {row.shape[0]} inputs: pass one each"
+                )
             place = (0, 0) if goal is None else (goal.pointer, goal.strides[0])
             segments.append((row.pointer, row.strides[0], *place, row.shape[0]))
         self._sources = [view.source for view in [*rows, *goals] if view is not None]
@@ -206,12 +208,16 @@ def _matrix(array: Any, name: str) -> arrays.Array:
             "pass [N, width] or [N] float32 on the cpu"
         )
     if len(view.shape) == 2 and view.shape[1] > 1 and view.strides[1] != 1:
-        raise ValueError(f"{name} have strides {view.strides}: rows must lie without gaps; copy them")
+        raise ValueError(
+            f"{name} have strides {view.strides}: rows must lie without gaps; copy them"
+        )
     return view
 
 
 def _width(views: Sequence[arrays.Array | None], name: str) -> int:
     widths = {math.prod(view.shape[1:]) for view in views if view is not None}
     if len(widths) != 1:
-        raise ValueError(f"{name} of {sorted(widths)} numbers a record: pass one or more, all alike")
+        raise ValueError(
+            f"{name} of {sorted(widths)} numbers a record: pass one or more, all alike"
+        )
     return widths.pop()

@@ -1,0 +1,69 @@
+"""The CUDA kernels, loaded when the first tensor on a GPU comes. Nothing here waits for the GPU."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from dpcomm import _core, arrays
+
+
+def kernels() -> Any:
+    """The module of the kernels. Raises EnvironmentError where dpcomm was built without them."""
+    try:
+        from dpcomm import _cuda
+    except ImportError as error:
+        raise _core.EnvironmentError(
+            "dpcomm was built without CUDA: install nvcc, then build it again "
+            "(pip install --no-build-isolation -e .), or pass arrays on the CPU"
+        ) from error
+    return _cuda
+
+
+def place(view: arrays.Array) -> tuple[int, int]:
+    """Index of the array's device, and the address of torch's current stream there.
+
+    Raises ValueError for an array that is not on a CUDA device.
+    """
+    if not view.device.startswith("cuda"):
+        raise ValueError(f"an array on {view.device}: pass one on the CPU or on a CUDA GPU")
+    index = int(view.device.partition(":")[2] or 0)
+    return index, sys.modules["torch"].cuda.current_stream(index).cuda_stream
+
+
+def add_noise_(
+    view: arrays.Array,
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int,
+    generator: str,
+    scale: float,
+) -> None:
+    """`dpcomm.add_noise_` for a buffer on a GPU."""
+    kernels().add_noise(
+        place(view), view.pointer, view.count, offset, key, generator, step, std, scale
+    )
+
+
+def clip_sum(
+    like: Any,
+    view: arrays.Array,
+    blocks: list[tuple[int, int, int]],
+    clip_norm: float,
+) -> tuple[Any, Any, Any]:
+    """`dpcomm.clip_sum` on a GPU: total, norms, and the count as a tensor, so that nothing waits.
+
+    like: a tensor on the device; view: the first gradients; blocks: address, columns and row stride
+        of each gradients.
+    """
+    rows = view.shape[0]
+    at = place(view)
+    plan = kernels().clip_plan(at[0], blocks, rows, view.dtype)
+    total = arrays.empty(like, (sum(columns for _, columns, _ in blocks),), "float32")
+    norms = arrays.empty(like, (rows,), "float64")
+    nonfinite = arrays.empty(like, (), "int64")
+    workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")
+    pointers = (arrays.describe(x).pointer for x in (total, norms, nonfinite, workspace))
+    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, *pointers)
+    return total, norms, nonfinite
