@@ -133,12 +133,7 @@ T atomicAdd(T* place, T value) {
 
 using cudaStream_t = struct CUstream_st*;
 
-enum cudaError_t {
-  cudaSuccess,
-  cudaErrorMemoryAllocation,
-  cudaErrorNoDevice,
-  cudaErrorInsufficientDriver
-};
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
 inline const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
@@ -168,6 +163,20 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
+inline cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  *data = std::malloc(bytes);
+  return *data != nullptr || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* data) {
+  std::free(data);
+  return cudaSuccess;
+}
+
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(to, byte, bytes);
   return cudaSuccess;
