@@ -182,12 +182,24 @@ __device__ void add_rows(const Slice<T>& slice, const unsigned char* stage, std:
                                                 piece.shift(first + row));
         factor[k] = r + k < rows ? factors[row] : 0;
       }
-      for (unsigned i = threadIdx.x; i < piece.count; i += kThreads) {
-        float sum = sums[piece.column + i];
-        for (unsigned k = 0; k < kTogether; ++k) {
-          if (factor[k] != 0) sum = ::fmaf(factor[k], widen(numbers[k][i]), sum);
+      // Several columns at a time, for their loads to overlap.
+      for (unsigned i = threadIdx.x; i < piece.count; i += kTogether * kThreads) {
+        float sum[kTogether];
+        for (unsigned c = 0; c < kTogether; ++c) {
+          const unsigned column = i + c * kThreads;
+          sum[c] = column < piece.count ? sums[piece.column + column] : 0;
         }
-        sums[piece.column + i] = sum;
+        for (unsigned k = 0; k < kTogether; ++k) {
+          if (factor[k] == 0) continue;  // also a row that is not finite
+          for (unsigned c = 0; c < kTogether; ++c) {
+            const unsigned column = min(i + c * kThreads, piece.count - 1);
+            sum[c] = ::fmaf(factor[k], widen(numbers[k][column]), sum[c]);
+          }
+        }
+        for (unsigned c = 0; c < kTogether; ++c) {
+          const unsigned column = i + c * kThreads;
+          if (column < piece.count) sums[piece.column + column] = sum[c];
+        }
       }
     }
   });
