@@ -33,7 +33,7 @@ build: $(VENV)/.ready
 	@$(RUN) python setup.py --quiet build_ext --inplace
 
 data/census/_SUCCESS: | build
-	$(RUN) python -m dpcomm.data.fetch census data/raw && \
+	$(RUN) python -m dpcomm.data.census data/raw/census && \
 	  python -m dpcomm.data.prepare data/raw/census data/census --schema census
 
 # The MPI comes before dpcomm, whose build looks for its headers. A JDK comes as a wheel where the

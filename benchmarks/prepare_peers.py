@@ -18,8 +18,8 @@ from dpcomm.data import keys
 RANGES = {"puma": (60100, 68200), "age": (18, 93), "educ": (1, 16), "income": (-20000, 10**6)}
 CODES = {
     "state": ["6"],
-    **dict.fromkeys(["sex", "latino", "black", "asian", "married", "uscitizen"], ["0", "1"]),
-    **dict.fromkeys(["disability", "militaryservice", "englishability"], ["0", "1"]),
+    **{name: ["0", "1"] for name in ("sex", "latino", "black", "asian", "married", "uscitizen")},
+    **{name: ["0", "1"] for name in ("disability", "militaryservice", "englishability")},
     "employed": ["0", "1"],
 }
 IMPUTE = {"age": 45, "educ": 10, "income": 20000, "married": 0, "disability": 0}
@@ -131,6 +131,11 @@ def scalar_key(unit: str) -> int:
     return h >> 1
 
 
+def header_of(source: str) -> list[str]:
+    with open(source) as file:
+        return file.readline().strip().split(",")
+
+
 def finish(output: str, units: np.ndarray, columns: dict[str, np.ndarray]) -> None:
     """Encodes, orders by key and writes shards, given each column as an array and what was
     missing as `NAME?`."""
@@ -214,7 +219,7 @@ def polars(source: str, output: str) -> Counter[str]:
     import polars as pl
 
     counts: Counter[str] = Counter()
-    header = open(source).readline().strip().split(",")
+    header = header_of(source)
     # As lines first, for read_csv fills short lines and cuts long ones without a word.
     lines = pl.scan_csv(
         source, has_header=False, separator="\n", quote_char=None, new_columns=["line"]
@@ -265,7 +270,7 @@ def duckdb(source: str, output: str) -> Counter[str]:
     import duckdb as db
 
     counts: Counter[str] = Counter()
-    header = open(source).readline().strip().split(",")
+    header = header_of(source)
     values, faults = ["personid"], {}
     for name in header[1:]:
         missing = f"({name} IS NULL OR {name} IN ('', 'NA'))"
@@ -273,7 +278,9 @@ def duckdb(source: str, output: str) -> Counter[str]:
             value = f"TRY_CAST({name} AS BIGINT)"
             low, high = RANGES[name]
             faults[f"{name}: not a number"] = f"{value} IS NULL AND NOT {missing}"
-            faults[f"{name}: out of range"] = f"coalesce({value} NOT BETWEEN {low} AND {high}, false)"
+            faults[f"{name}: out of range"] = (
+                f"coalesce({value} NOT BETWEEN {low} AND {high}, false)"
+            )
         else:
             codes = ", ".join(f"'{code}'" for code in CODES[name])
             value = f"list_position([{codes}], {name}) - 1"

@@ -43,7 +43,7 @@ ENGINES = [
 def work(engine: str, cores: int, source: str, output: str) -> None:
     """Runs one engine in this process; prints its record as JSON."""
     started = time.time() - time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID)
-    seconds = []
+    seconds, first = [], 0.0
     if engine.startswith("dpcomm"):
         from dpcomm.data.prepare import prepare, session
         from dpcomm.data.schema import load
@@ -55,7 +55,7 @@ def work(engine: str, cores: int, source: str, output: str) -> None:
             begin = time.time()
             manifest = prepare(source, output, load("pums"), spark=spark, overwrite=True)
             seconds.append(time.time() - begin)
-            first = time.time() if len(seconds) == 1 else first
+            first = first or time.time()
         counts = manifest["counts"]
         found = Counter({"read": counts["read"], **counts["dropped"]})
         found.update({f"imputed {reason}": n for reason, n in counts["imputed"].items()})
@@ -68,7 +68,7 @@ def work(engine: str, cores: int, source: str, output: str) -> None:
             begin = time.time()
             found = PEERS[engine](source, output)
             seconds.append(time.time() - begin)
-            first = time.time() if len(seconds) == 1 else first
+            first = first or time.time()
     record = {
         "op": "prepare",
         "engine": engine,

@@ -82,6 +82,7 @@ void bind_communicator(py::module_& module) {
           py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("op"), py::arg("algo"),
           py::arg("epilogue"), "all_reduce in place, with an epilogue(pointer, offset, count).")
       .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
+      .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("abort", &Communicator::abort, py::arg("reason"),
            py::call_guard<py::gil_scoped_release>(),
            "Ends every rank's collectives with this reason.");

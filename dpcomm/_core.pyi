@@ -339,6 +339,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
+    def close(self) -> None: ...
     def reduce(
         self,
         data: typing.SupportsInt | typing.SupportsIndex,

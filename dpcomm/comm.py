@@ -108,6 +108,10 @@ class Communicator:
         """Returns once every rank has called it."""
         self.core.barrier()
 
+    def close(self) -> None:
+        """This rank's part is over. Called when the process ends in peace."""
+        self.core.close()
+
     def _array(self, array: Any, name: str, written: bool = False) -> arrays.Array:
         described = arrays.describe(array)
         if not described.contiguous:

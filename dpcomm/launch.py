@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Mapping
@@ -23,11 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
+import numpy as np
+
 from dpcomm import _core
 from dpcomm.comm import Communicator
 
 # Exit codes of every command of ours.
 WRONG_RESULT, USAGE, ENVIRONMENT, LOST_PEER, INTERRUPTED = 1, 2, 3, 4, 130
+
+# Seconds between the last words of a rank and the end of all: mpirun drops what it has not yet
+# passed on.
+_DRAIN = 0.3
 
 _MPIRUN = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
@@ -78,6 +85,8 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
     _core.set_log_rank(job.rank, job.size)
     comm = Communicator(_transport(job, transport, seconds))
     _guard(comm)
+    if job.launcher == "mpirun" and job.size > 1:
+        _introduce(comm)
     return comm
 
 
@@ -183,15 +192,30 @@ def _unlink_segments() -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def _introduce(comm: Communicator) -> None:
+    """One line that says which process is which rank. When one is killed, mpirun kills the others
+    before they can name it, and itself only tells the pid."""
+    pids = comm.all_gather(np.array([os.getpid()], np.int64))
+    if comm.rank == 0:
+        ranks = ", ".join(f"rank {rank} is pid {pid}" for rank, pid in enumerate(pids))
+        print(f"dpcomm: {comm.size} ranks over {comm.transport}: {ranks}", file=sys.stderr)
+
+
 def _guard(comm: Communicator) -> None:
     """From now on no rank ends alone."""
     _live.add(comm)
+    atexit.register(_leave, weakref.ref(comm))
     if sys.excepthook is _end_job:
         return
     sys.excepthook = _end_job
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def _leave(reference: weakref.ref[Communicator]) -> None:
+    if (comm := reference()) is not None:
+        comm.close()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -230,5 +254,6 @@ def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackTy
         comm.core.abort(text)
     code = exit_code(error)
     if _mpi is not None and _mpi.running():
+        time.sleep(_DRAIN)
         _mpi.abort(code)
     os._exit(code)

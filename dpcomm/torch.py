@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dpcomm._core import UsageError
 from dpcomm.privacy.clip import clip_sum
+from dpcomm.privacy.mlp import Layer
 
 logger = logging.getLogger("dpcomm")
 
@@ -209,6 +210,34 @@ class ClippedGradient:
         )
         gradients = per_sample({n: p.detach() for n, p in named.items()}, inputs, targets)
         return torch.cat([gradients[name].flatten(1) for name in named], dim=1)
+
+
+def linear_chain(module: nn.Module) -> list[Layer] | None:
+    """The layers of a module that is nothing but linear layers and activations in a row, all
+    trainable: what the native step can stand in for. None for any other."""
+    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    layers: list[Layer] = []
+    for part in module:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+            return None
+        if type(part) is nn.Linear:
+            layers.append(Layer(part.in_features, part.out_features, bias=part.bias is not None))
+        elif layers and layers[-1].activation == "none" and (name := _activation(part)):
+            layers[-1] = replace(layers[-1], activation=name)
+        else:
+            return None
+    parameters = list(module.parameters())
+    expected = sum(2 if layer.bias else 1 for layer in layers)  # fewer, where some are shared
+    whole = len(parameters) == expected and all(p.requires_grad for p in parameters)
+    return layers if layers and whole else None
+
+
+def _activation(part: nn.Module) -> str | None:
+    if isinstance(part, nn.GELU) and part.approximate != "none":
+        return None
+    names = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu"}
+    return names.get(type(part))
 
 
 def _norms(layers: list[tuple[nn.Linear, Tensor, Tensor]]) -> Tensor:

@@ -35,7 +35,7 @@ PACKAGES = {
     "torch": {
         "dpcomm/torch.py",
         "dpcomm/torch_ops.py",
-        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "model", "trainer")),
+        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
     },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},

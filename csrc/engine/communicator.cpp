@@ -72,8 +72,16 @@ void Communicator::barrier() {
   run(Operation::kBarrier, Algorithm::kRecursiveDoubling, {nullptr, 0, 1}, {});
 }
 
+void Communicator::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  transport_->close();
+}
+
 void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
                        const Arguments& arguments) {
+  DPCOMM_CHECK(!closed_, UsageError, "rank ", rank(), "/", size(), ": ", name_of(operation),
+               " on a communicator that is closed");
   DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
                " is no rank: use 0 to ", size() - 1);
   const Schedule& steps = schedule(operation, algorithm, arguments.root);

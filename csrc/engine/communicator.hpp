@@ -58,6 +58,9 @@ class Communicator {
   // Ends the job's collectives on every rank, with the reason.
   void abort(std::string_view reason) { transport_->abort(FailureKind::kLostPeer, reason); }
 
+  // This rank's part is over; every later call is an error.
+  void close();
+
  private:
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
@@ -65,6 +68,7 @@ class Communicator {
   Algorithm choose(Operation operation, const Arguments& arguments) const;
 
   std::shared_ptr<Transport> transport_;
+  bool closed_ = false;
   std::uint64_t sequence_ = 0;
   std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;
   std::vector<std::byte> staging_;

@@ -7,8 +7,9 @@
 // norm is |d|^2 (|a|^2 + 1) (Goodfellow, "Efficient per-example gradient computations",
 // arXiv:1510.01799, 2015), and clipping scales d alone.
 //
-// The bound. What a sample adds to the sum is the outer product of round(factor * d) and (a, 1),
-// which the fused multiply-adds take exactly; its norm is at most clip_norm, in exact arithmetic:
+// The bound. What a sample adds to the sum is the outer product of round(factor * d) and (a, 1).
+// Its norm is at most clip_norm, in exact arithmetic, whether one takes these products exactly, as
+// the fused multiply-adds do, or rounded to float32:
 //
 // - Squares of floats are exact in double and can neither overflow nor vanish. A sum of n of them
 //   has a relative error of at most n 2^-53, a product of two such sums of at most the sum of both
@@ -17,17 +18,22 @@
 //   are, and only there.
 // - round(factor * d_i) is at most factor |d_i| (1 + 2^-24) if it is a normal number; if it is not
 //   it is replaced by zero (ghost_lanes.hpp), for next to a large `a` its rounding could matter.
-// - The factor is clip_norm over the upper bound on the norm and over 1 + 2^-24, rounded down.
+// - Rounding a product adds at most 2^-24 of it, or 2^-150 where it is subnormal: to the norm over
+//   p parameters at most 2^-24 of it and 2^-150 sqrt(p).
+// - The factor is the quotient of what that leaves of clip_norm and the upper bound, rounded down.
 //
 // A sample whose norm is certainly within clip_norm is taken as it is.
 
 namespace dpcomm {
 
-// The largest float that keeps the bound, for a norm that `n` numbers enter. Not for a NaN.
-inline float ghost_factor(double norm, double n, double clip_norm) {
-  const double longest = norm * (1 + (n + 8) * 0x1p-53);
+// The largest float that keeps the bound, for a finite norm that `numbers` numbers enter.
+inline float ghost_factor(double norm, double numbers, double parameters, double clip_norm) {
+  const double longest = norm * (1 + (numbers + 8) * 0x1p-53);
   if (longest <= clip_norm) return 1;
-  const double quotient = clip_norm / (longest * (1 + 0x1p-24)) * (1 - 0x1p-50);
+  const double left = clip_norm - 0x1p-150 * std::sqrt(parameters);
+  const double rounding = (1 + 0x1p-24) * (1 + 0x1p-24);
+  const double quotient = left / (longest * rounding) * (1 - 0x1p-50);
+  if (!(quotient > 0)) return 0;
   const auto nearest = static_cast<float>(quotient);
   return nearest <= quotient ? nearest : std::nextafterf(nearest, 0);
 }

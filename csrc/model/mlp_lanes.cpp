@@ -67,7 +67,8 @@ void clear_column(int column, int rows, float* x) {
 // Norms of the panel's samples; scales the deltas, clears what is not finite.
 int clip(const StepTask& step, const PanelTask& panel, float* const* inputs) {
   double norms[kPanel] = {};
-  double entries = 0;
+  double numbers = 0;
+  double parameters = 0;
   for (int l = 0; l < step.layer_count; ++l) {
     const LayerTask& layer = step.layers[l];
     alignas(64) double delta_squares[kPanel];
@@ -76,7 +77,8 @@ int clip(const StepTask& step, const PanelTask& panel, float* const* inputs) {
     squares(inputs[l], layer.inputs, input_squares);
     const double bias = layer.has_bias ? 1 : 0;
     for (int i = 0; i < kPanel; ++i) norms[i] += delta_squares[i] * (input_squares[i] + bias);
-    entries += layer.inputs + layer.outputs + 2;
+    numbers += layer.inputs + layer.outputs + 2;
+    parameters += static_cast<double>(layer.inputs + 1) * layer.outputs;
   }
 
   alignas(64) float factors[kPanel];
@@ -99,7 +101,7 @@ int clip(const StepTask& step, const PanelTask& panel, float* const* inputs) {
       }
       continue;
     }
-    factors[i] = ghost_factor(norm, entries, step.clip_norm);
+    factors[i] = ghost_factor(norm, numbers, parameters, step.clip_norm);
     changes = changes || factors[i] != 1;
   }
   if (changes) {

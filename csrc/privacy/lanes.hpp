@@ -59,7 +59,8 @@ struct Lanes {
 #endif
   }
 
-  DPCOMM_HD static Float broadcast(float a) { return Float{} + a; }
+  // a - 0 is a, also for -0: the compiler sees a plain broadcast.
+  DPCOMM_HD static Float broadcast(float a) { return a - Float{}; }
   DPCOMM_HD static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
   DPCOMM_HD static Float to_float(Word a) { return __builtin_convertvector(a, Float); }
   DPCOMM_HD static Int to_int(Word a) { return reinterpret_cast<Int>(a); }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <new>
@@ -94,12 +95,33 @@ std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
   Member& self = segment->member(meeting.rank);
   self.born = look_up(::getpid()).born;
   self.pid = ::getpid();
+  segment->await_members(meeting);
   return segment;
 }
 
 std::byte* Segment::stream_bytes(int from, int to) {
   std::byte* first = reinterpret_cast<std::byte*>(streams() + size_ * size_);
   return first + static_cast<std::size_t>(from * size_ + to) * capacity_;
+}
+
+void Segment::await_members(const Meeting& meeting) {
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(meeting.timeout);
+  for (int rank = 0; rank < size_; ++rank) {
+    while (member(rank).pid == 0) {
+      DPCOMM_CHECK(std::chrono::steady_clock::now() < deadline, TimeoutError, "timeout ",
+                   meeting.timeout, " s while the ranks met\n  rank ", rank,
+                   " came, and ended before it could map the shared memory: see its log above");
+      if (meeting.on_wait) meeting.on_wait();
+      ::usleep(500);
+    }
+  }
+}
+
+void Segment::leave(int rank) {
+  if (!threads_ && member(rank).pid != ::getpid()) return;
+  member(rank).left = true;
+  for (int peer = 0; peer < size_; ++peer) member(peer).bell.ring();
 }
 
 std::string Segment::gone(int rank) {

@@ -54,11 +54,15 @@ class Segment {
   std::byte* stream_bytes(int from, int to);
   std::size_t stream_capacity() const { return capacity_; }
 
+  // Says that `rank` is done here. A forked copy of its process says nothing.
+  void leave(int rank);
+
   // Why `rank` will never send again ("was killed or crashed (pid 12)"), or an empty string.
   std::string gone(int rank);
 
  private:
   Segment(std::byte* base, int size, bool threads);
+  void await_members(const Meeting& meeting);  // until every rank has said who it is
   static std::size_t bytes_for(int size);
   Member* members() { return reinterpret_cast<Member*>(base_ + sizeof(Failure)); }
   Stream* streams() { return reinterpret_cast<Stream*>(members() + size_); }

@@ -30,11 +30,6 @@ ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string_view na
       name_(name),
       busy_(size()) {}
 
-ShmTransport::~ShmTransport() {
-  segment_->member(rank()).left.store(true);
-  for (int peer = 0; peer < size(); ++peer) segment_->member(peer).bell.ring();
-}
-
 void ShmTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                             std::span<const Incoming> receives) {
   check_failure();
@@ -217,9 +212,7 @@ void ShmTransport::abort(FailureKind kind, std::string_view reason) noexcept {
   if (failure.state.compare_exchange_strong(none, 1)) {
     failure.rank = rank();
     failure.kind = static_cast<std::int32_t>(kind);
-    const std::size_t length = std::min(reason.size(), sizeof(failure.reason) - 1);
-    std::memcpy(failure.reason, reason.data(), length);
-    failure.reason[length] = '\0';
+    failure.reason[reason.copy(failure.reason, sizeof(failure.reason) - 1)] = '\0';
     failure.state.store(2, std::memory_order_release);
   }
   for (int peer = 0; peer < size(); ++peer) segment_->member(peer).bell.ring();

@@ -13,12 +13,13 @@ namespace dpcomm {
 class ShmTransport final : public Transport {
  public:
   ShmTransport(std::shared_ptr<Segment> segment, std::string_view name, int rank, double timeout);
-  ~ShmTransport() override;
+  ~ShmTransport() override { close(); }
 
   std::string_view name() const override { return name_; }
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override;
   void abort(FailureKind kind, std::string_view reason) noexcept override;
+  void close() noexcept override { segment_->leave(rank()); }
 
  private:
   struct Progress {

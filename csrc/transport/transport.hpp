@@ -52,6 +52,10 @@ class Transport {
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
 
+  // Tells the peers that this rank's part is over: one that still waits for it has lost it, but its
+  // end is no accident. Nothing else may be called after it.
+  virtual void close() noexcept {}
+
   // Called now and then by a rank that waits; what it throws ends the wait (Ctrl-C).
   void on_wait(std::function<void()> callback) { on_wait_ = std::move(callback); }
 

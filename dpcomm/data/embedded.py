@@ -11,20 +11,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dpcomm.data.clean import Cleaned, Cleaner, Counts
+from dpcomm.data.clean import Cleaner, Counts
 from dpcomm.data.encode import Transformation
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError
-from dpcomm.data.store import Batch, Job, Shard, open_folder
+from dpcomm.data.store import Job, Part, Shard, open_folder
 
 BLOCK = 8 << 20  # bytes of text
 ROWS = 1 << 16
@@ -33,61 +32,37 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def collect(job: Job, source: str) -> tuple[list[list[Batch]], Counts]:
-    """Cleans the input; returns the sorted records of each shard, and the counts."""
-    counts = Counts()
-    records, keys, splits = [], [], []
-    cleaner = Cleaner(job.schema)
+def collect(job: Job, source: str) -> tuple[list[list[Part]], Counts]:
+    """Cleans the input; returns the records of each shard, and the counts."""
+    counts, cleaner = Counts(), Cleaner(job.schema)
+    shards: list[list[Part]] = [[] for _ in range(job.shards)]
 
-    def clean(block: Block) -> tuple[str | None, Cleaned]:
+    def clean(block: Block) -> tuple[Counts, list[tuple[int, Part]]]:
         split, layout, content = block
-        return split, cleaner.columns(content) if layout is None else cleaner.text(content, layout)
+        cleaned = cleaner.columns(content) if layout is None else cleaner.text(content, layout)
+        return cleaned.counts, list(job.parts(cleaned, split))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split, cleaned in _ahead(pool, clean, _blocks(job, source)):
-            counts.add(cleaned.counts)
-            records.append(cleaned.records)
-            keys.append(cleaned.keys)
-            splits.append(job.split_of(cleaned.keys, split))
-        every, key, place = (np.concatenate(part) for part in (records, keys, splits))
-        bucket = (job.shard_of(key) * 2 + place).astype(np.uint32)
-        order = np.argsort(bucket, kind="stable")
-        bounds = np.searchsorted(bucket[order], np.arange(2 * job.shards + 1))
-
-        def shard(i: int) -> list[Batch]:
-            ends = bounds[2 * i : 2 * i + 3]
-            parts = [_sorted(order[a:b], key, every) for a, b in pairwise(ends)]
-            own = np.concatenate(parts)
-            chunks = (own[at : at + ROWS] for at in range(0, len(own), ROWS))
-            return [(place[chunk], key[chunk], every[chunk]) for chunk in chunks]
-
-        return list(pool.map(shard, range(job.shards))), counts
+        for own, parts in _ahead(pool, clean, _blocks(job, source)):
+            counts.add(own)
+            for shard, part in parts:
+                shards[shard].append(part)
+    return shards, counts
 
 
-def write(job: Job, parts: list[list[Batch]], into: Transformation, counts: Counts) -> list[Shard]:
+def write(job: Job, shards: list[list[Part]], into: Transformation, counts: Counts) -> list[Shard]:
     """Writes the shards; `counts` learns of records beyond the bound of their unit."""
 
-    def shard(i: int) -> tuple[list[Shard], Counts]:
+    def write_one(i: int) -> tuple[list[Shard], Counts]:
         own = Counts()
-        return job.write_shard(i, parts[i], into, own), own
+        return job.write_shard(i, shards[i], into, own), own
 
     written = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shards, own in pool.map(shard, range(job.shards)):
-            written += shards
+        for files, own in pool.map(write_one, range(job.shards)):
+            written += files
             counts.add(own)
     return written
-
-
-def _sorted(own: np.ndarray, key: np.ndarray, every: np.ndarray) -> np.ndarray:
-    """Orders the records `own` by key, and those with the same key by their bytes."""
-    own = own[np.argsort(key[own], kind="stable")]
-    same = key[own[1:]] == key[own[:-1]]
-    edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
-    for first, last in edges.reshape(-1, 2):
-        run = slice(first, last + 1)
-        own[run] = sorted(own[run], key=lambda i: every[i].tobytes())
-    return own
 
 
 def _ahead(

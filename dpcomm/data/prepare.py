@@ -1,11 +1,12 @@
 """`python -m dpcomm.data.prepare INPUT OUTPUT --schema census`: raw records to shards, on Spark.
 
-Spark reads, shuffles by shard, sorts and retries; its Python workers clean and encode whole Arrow
-batches. DataFrame API only, one pass over the input, and nothing but reports reaches the driver:
+Spark reads, shuffles by shard and retries; its Python workers clean, sort, encode and write whole
+Arrow batches. DataFrame API only, one pass over the input, and only reports reach the driver:
 
-    lines → clean → repartitionById(shard) → sort(split, key, payload) → encode and write
+    lines → clean → repartitionById(shard) → sort, encode, write
 
-The output depends on the input and the schema alone: not on the engine, the cores or the retries.
+A worker holds one shard at a time: give larger data more shards. The output depends on the input,
+the schema and the number of shards alone: not on the engine, the cores or the retries.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import reduce
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def prepare(
 
 
 def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
-    """The valid records as `store.ROW`s: by shard, sorted by split, key and payload."""
+    """The valid records as `store.ROW`s, each shard in a partition of its own."""
     from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
 
@@ -103,11 +103,10 @@ def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
             raise DataError(f"no input at {place}: {_cause(error)}") from error
         parts.append(frame.mapInArrow(_cleaning(job, layout, split), _DDL))
     rows = reduce(lambda a, b: a.unionAll(b), parts)
-    by_shard = rows.repartitionById(job.shards, F.col("shard"))
-    return by_shard.sortWithinPartitions("split", "key", "payload")
+    return rows.repartitionById(job.shards, F.col("shard"))
 
 
-_DDL = "shard int, split int, key long, payload binary"
+_DDL = "shard int, split int, keys binary, records binary"
 
 
 def _read(spark: SparkSession, job: Job, place: str) -> tuple[DataFrame, Layout | None]:
@@ -157,12 +156,12 @@ def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard]
     from pyspark.errors import PySparkException
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        batches = (batch for batch in batches if batch.num_rows)
-        if (first := next(batches, None)) is None:
-            return
         counts = Counts()
-        records = store.unpack(chain([first], batches), job.schema, counts)
-        shards = job.write_shard(first.column(0)[0].as_py(), records, into, counts)
+        found = [part for batch in batches for part in job.unpack(batch, counts)]
+        shards = []
+        for shard in {shard for shard, _ in found}:
+            parts = [part for place, part in found if place == shard]
+            shards += job.write_shard(shard, parts, into, counts)
         report = {"shards": [vars(shard) for shard in shards], "counts": counts.to_dict()}
         yield pa.record_batch({"report": [json.dumps(report)]})
 

@@ -15,8 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,9 @@ from dpcomm.data.schema import DataError, Schema
 
 SPLITS = ("train", "test")
 COUNTS = -1  # the split of a row that carries counts instead of a record
+CHUNK = 1 << 16  # records encoded at a time
 ROW = pa.schema(
-    [("shard", pa.int32()), ("split", pa.int32()), ("key", pa.int64()), ("payload", pa.binary())]
+    [("shard", pa.int32()), ("split", pa.int32()), ("keys", pa.binary()), ("records", pa.binary())]
 )
 
 
@@ -40,7 +40,13 @@ class WriteError(RuntimeError):
     """The output could not be written, and was not published."""
 
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # splits, keys, records; sorted, equal lengths
+@dataclass(frozen=True)
+class Part:
+    """Records of one shard and split, in any order, and their keys."""
+
+    split: str
+    keys: np.ndarray
+    records: np.ndarray
 
 
 @dataclass
@@ -88,77 +94,92 @@ class Job:
             return keys_.is_test(keys, self.schema.split.test).astype(np.int32)
         return np.full(len(keys), SPLITS.index(split), np.int32)
 
+    def parts(self, cleaned: Cleaned, split: str | None) -> Iterator[tuple[int, Part]]:
+        """Cleaned records by shard and split."""
+        keys = cleaned.keys
+        place = self.shard_of(keys) * len(SPLITS) + self.split_of(keys, split)
+        order = np.argsort(place.astype(np.uint32), kind="stable")
+        ends = np.searchsorted(place[order], np.arange(self.shards * len(SPLITS) + 1))
+        for i, (a, b) in enumerate(pairwise(ends)):
+            if a < b:
+                shard, name = divmod(i, len(SPLITS))
+                yield shard, Part(SPLITS[name], keys[order[a:b]], cleaned.records[order[a:b]])
+
     def rows(self, cleaned: Cleaned, split: str | None) -> pa.RecordBatch:
-        """Cleaned records as rows to be shuffled by shard and sorted by (split, key, payload)."""
-        keys, size = cleaned.keys, cleaned.records.dtype.itemsize
-        offsets = np.arange(0, (len(keys) + 1) * size, size, dtype=np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(cleaned.records.tobytes())]
-        payload = pa.Array.from_buffers(pa.binary(), len(keys), buffers)
-        columns = [self.shard_of(keys), self.split_of(keys, split), keys, payload]
-        return pa.record_batch(columns, schema=ROW)
+        """The parts as rows to be shuffled: many records a row, for Spark's cost is by the row."""
+        columns: list[list[Any]] = [[], [], [], []]
+        for shard, part in self.parts(cleaned, split):
+            row = (shard, SPLITS.index(part.split), part.keys.tobytes(), part.records.tobytes())
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+        return pa.record_batch(
+            [pa.array(c, f.type) for c, f in zip(columns, ROW, strict=True)], ROW
+        )
 
     def count_row(self, counts: Counts) -> pa.RecordBatch:
         """Counts travel with the records, so that a task run twice is counted once."""
-        payload = json.dumps(counts.to_dict()).encode()
-        row = {"shard": 0, "split": COUNTS, "key": 0, "payload": payload}
+        text = json.dumps(counts.to_dict()).encode()
+        row = {"shard": 0, "split": COUNTS, "keys": b"", "records": text}
         return pa.RecordBatch.from_pylist([row], schema=ROW)
 
+    def unpack(self, batch: pa.RecordBatch, counts: Counts) -> Iterator[tuple[int, Part]]:
+        """The parts in rows; counts among them are added up."""
+        dtype = record_dtype(self.schema)
+        for row in batch.to_pylist():
+            if row["split"] == COUNTS:
+                counts.add(Counts.from_dict(json.loads(row["records"])))
+            else:
+                keys = np.frombuffer(row["keys"], np.int64)
+                records = np.frombuffer(row["records"], dtype)
+                yield row["shard"], Part(SPLITS[row["split"]], keys, records)
+
     def write_shard(
-        self, shard: int, batches: Iterable[Batch], into: Transformation, counts: Counts
+        self, shard: int, parts: Iterable[Part], into: Transformation, counts: Counts
     ) -> list[Shard]:
-        """Writes the sorted records of one shard, at most one file a split."""
+        """Sorts and writes the records of one shard, a file for each split; `counts` learns of
+        records beyond the bound of their unit."""
         filesystem, folder = open_folder(self.output)
         written = []
-        splits = groupby(bounded(batches, self.schema, counts), key=itemgetter(0))
         try:
-            for split, parts in splits:
+            for split, records in ordered(parts, self.schema, counts):
                 writer = _Writer(self, filesystem, folder, f"{split}-{shard:05d}", into)
-                for _, records in parts:
-                    writer.write(records)
+                for begin in range(0, len(records), CHUNK):
+                    writer.write(records[begin : begin + CHUNK])
                 written.append(writer.close())
         except OSError as error:
             raise WriteError(f"shard {shard} of {self.output}: {error}") from error
         return written
 
 
-def unpack(rows: Iterable[pa.RecordBatch], schema: Schema, counts: Counts) -> Iterator[Batch]:
-    """The records in sorted rows; counts among the rows, which sort first, are added up."""
-    dtype = record_dtype(schema)
-    for batch in rows:
-        begin = int(np.searchsorted(batch.column(1).to_numpy(), 0))
-        for payload in batch.column(3).slice(0, begin).to_pylist():
-            counts.add(Counts.from_dict(json.loads(payload)))
-        _, splits, keys, payload = batch.slice(begin).columns
-        yield splits.to_numpy(), keys.to_numpy(), np.frombuffer(content(payload), dtype)
-
-
-def bounded(
-    batches: Iterable[Batch], schema: Schema, counts: Counts
+def ordered(
+    parts: Iterable[Part], schema: Schema, counts: Counts
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (split, records) of sorted batches, at most `records_per_unit` of each unit.
-
-    `counts` learns of the records beyond the bound.
-    """
-    limit = schema.records_per_unit
-    last, seen = (-1, -1), 0  # the unit that the batch before ended with, and its records
-    for splits, keys, records in batches:
-        begin = 0
-        for split, name in enumerate(SPLITS):
-            end = int(np.searchsorted(splits, split, side="right"))
-            unit, part = keys[begin:end], records[begin:end]
-            begin = end
-            if schema.unit is not None and len(unit):
-                first = np.flatnonzero(np.diff(unit, prepend=-1))
-                rank = np.arange(len(unit)) - np.repeat(first, np.diff(first, append=len(unit)))
-                if (split, unit[0]) == last:
-                    rank[: np.searchsorted(unit, unit[0], side="right")] += seen
-                last, seen = (split, unit[-1]), int(rank[-1]) + 1
-                part = part[rank < limit]
-                if excess := int(np.count_nonzero(rank >= limit)):
-                    counts.dropped[f"{schema.unit}: more than {limit} of a unit"] += excess
-                    counts.kept -= excess
-            if len(part):
-                yield name, part
+    """The records of a shard, split by split, ordered by key and then by their bytes, at most
+    `records_per_unit` of each unit."""
+    parts = list(parts)
+    for split in SPLITS:
+        own = [part for part in parts if part.split == split]
+        if not own:
+            continue
+        keys = np.concatenate([part.keys for part in own])
+        records = np.concatenate([part.records for part in own])
+        order = np.argsort(keys, kind="stable")
+        keys, records = keys[order], records[order]
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        sizes = np.diff(first, append=len(keys))
+        for i in np.flatnonzero(sizes > 1):
+            run = slice(first[i], first[i] + sizes[i])
+            records[run] = sorted(records[run], key=np.void.tobytes)
+        if schema.unit is not None:
+            rank = np.arange(len(keys)) - np.repeat(first, sizes)
+            kept = rank < schema.records_per_unit
+            if excess := int(np.count_nonzero(~kept)):
+                counts.dropped[f"{schema.unit}: more than {schema.records_per_unit} of a unit"] += (
+                    excess
+                )
+                counts.kept -= excess
+                records = records[kept]
+        yield split, records
 
 
 def content(column: pa.Array) -> pa.Buffer:

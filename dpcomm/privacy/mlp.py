@@ -44,7 +44,7 @@ class Records:
     def __init__(self, inputs: Any | Sequence[Any], targets: Any | Sequence[Any] | None = None):
         several = isinstance(inputs, (list, tuple))
         rows = [_matrix(x, "inputs") for x in (inputs if several else [inputs])]
-        goals = [None] * len(rows)
+        goals: list[arrays.Array | None] = [None] * len(rows)
         if targets is not None:
             goals = [_matrix(t, "targets") for t in (targets if several else [targets])]
         self.features = _width(rows, "inputs")

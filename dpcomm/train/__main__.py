@@ -16,6 +16,8 @@ from dpcomm.train.options import Options, parse
 def main() -> int:
     """Trains and reports; 0, or the exit codes of launch.py."""
     logging.basicConfig(format="dpcomm: %(message)s", level=logging.WARNING)
+    # Warns of each Rényi order that it leaves out, which only makes ε larger.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     speaks = launch.detect(os.environ).rank == 0
     try:
         # All ranks would say the same.

@@ -32,7 +32,7 @@ class Defaults:
 
 
 DATASETS = {
-    "census": Defaults(3.0, 20, 0.02, 1.0, 0.01, (64, 32)),
+    "census": Defaults(3.0, 20, 0.02, 0.3, 0.01, (64,)),
     "pums": Defaults(3.0, 5, 0.005, 1.0, 0.01, (64, 32)),
     "pums-nine": Defaults(3.0, 2, 0.005, 1.0, 0.01, (64, 32)),
 }

@@ -22,10 +22,11 @@ from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan
 from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep, shared_key
-from dpcomm.torch import ClippedGradient, FlatParameters
+from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
 from dpcomm.train.checkpoint import Checkpoint
-from dpcomm.train.model import check_outputs, evaluate, load_model, losses, mlp, share
+from dpcomm.train.gradient import Source, gradient_source
+from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
 from dpcomm.train.options import Options
 
 
@@ -88,7 +89,9 @@ class Trainer:
         """Takes the steps that are left and affordable, then evaluates."""
         left = self._open_launch()
         clip_norm = self.plan.clip_norm if self.plan else None
-        gradient_of = ClippedGradient(self.model, self.parameters, losses, clip_norm)
+        gradient_of = gradient_source(
+            self.model, self.parameters, self.data, clip_norm, torch.get_num_threads()
+        )
         toll = Toll(self.comm, self.ledger, self.plan, left) if self.plan else None
         per_epoch = max(1, round(1 / self.options.sample_rate))
         self._save()
@@ -104,12 +107,10 @@ class Trainer:
         self._save()
         return self._summarise(seconds / left if left else math.nan, per_epoch)
 
-    def _take_step(self, gradient_of: ClippedGradient, toll: Toll | None) -> None:
+    def _take_step(self, gradient_of: Source, toll: Toll | None) -> None:
         begin, end = share(self.data.records, self.comm.rank, self.comm.size)
         ids = poisson_sample(self._sampling_key, self.step, self.options.sample_rate, begin, end)
-        rows = torch.from_numpy(self.data.gather(ids))
-        clipped = gradient_of(rows[:, :-1], rows[:, -1])
-        self._nonfinite += clipped.nonfinite
+        self._nonfinite += gradient_of(ids)
         if toll:
             toll.pay()
         self._combine(self.parameters.gradient)

@@ -78,6 +78,13 @@ class Cluster:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def prepared(raw: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("prepared") / "out"
+    prepare(raw, str(output), load("pums"))
+    return output
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
@@ -88,3 +95,19 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         for process in cluster.processes:
             if process.poll() is None:
                 cluster.kill(process)
+
+
+def test_two_workers_write_the_bytes_of_one_process(cluster, raw, prepared, tmp_path):
+    job = cluster.submit(raw, tmp_path / "out")
+    output, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert "20,000 records read" in output
+    assert same(tmp_path / "out", prepared)
+
+
+def test_a_killed_worker_loses_nothing(cluster, raw, prepared, tmp_path):
+    """One worker dies while its tasks run: the other does their work again."""
+    slow = tmp_path / "slow"
+    cluster.submit(raw, tmp_path / "out", DPCOMM_TEST_PAUSE=str(slow))
+    cluster.wait_for("Launching executor", 2)
+    ...

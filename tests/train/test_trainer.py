@@ -1,0 +1,226 @@
+"""A training run: the same however many ranks there are, paid for, and resumable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_rows, write_folder
+from groups import results, run_threads
+
+from dpcomm import MismatchError, UsageError, accounting
+from dpcomm.privacy.ledger import AHEAD, Ledger
+from dpcomm.privacy.plan import plan_from_dict
+from dpcomm.train import checkpoint
+from dpcomm.train.options import parse
+from dpcomm.train.trainer import Trainer
+
+RATE, SIGMA = 0.05, 1.1
+
+
+@pytest.fixture
+def options(tiny, tmp_path):
+    return parse(
+        f"--data {tiny} --checkpoint {tmp_path}/checkpoint.pt --steps 40 --sample-rate {RATE} "
+        f"--noise-multiplier {SIGMA} --clip-norm 0.5 --delta 1e-5 --hidden 8 --lr 0.02 "
+        "--accountant rdp".split()
+    )
+
+
+def train(options, size=1):
+    """The trainer of rank 0 and its summary, once all ranks have shown the same parameters."""
+
+    def body(comm):
+        trainer = Trainer(comm, options)
+        summary = trainer.train()
+        if trainer.ledger:
+            trainer.ledger.close()
+        return trainer, summary
+
+    outcomes = results(run_threads(size, body))
+    for other, _ in outcomes[1:]:
+        assert torch.equal(weights(outcomes[0][0]), weights(other))
+    return outcomes[0]
+
+
+def weights(trainer):
+    return trainer.parameters.values.detach()
+
+
+def epsilon(steps):
+    return accounting.epsilon(RATE, SIGMA, steps, 1e-5, "rdp")
+
+
+def test_the_summary_says_what_was_done(options):
+    trainer, summary = train(options, 2)
+    assert (summary.ranks, summary.steps, summary.records) == (2, 40, 3000)
+    assert summary.epsilon == summary.epsilon_of_ledger == epsilon(40)
+    assert (summary.sample_rate, summary.noise_multiplier, summary.clip_norm) == (RATE, SIGMA, 0.5)
+    assert summary.accuracy > summary.majority + 0.1
+    assert summary.auc > 0.8
+    assert summary.step_us > 0
+    assert summary.epoch_seconds == pytest.approx(summary.step_us * 20 / 1e6)
+    assert summary.plan == trainer.plan.to_dict()
+    assert Ledger(options.ledger).lines[0]["key_hash"] == summary.key_hash
+
+
+@pytest.mark.parametrize("rate", [RATE, 0.0005])  # 0.0005: most ranks' batches are empty
+@pytest.mark.parametrize("size", [2, 8])
+def test_any_number_of_ranks_draws_the_same_samples_and_noise(options, tmp_path, size, rate):
+    options = replace(options, unsafe_seed=3, sample_rate=rate, steps=10)
+    alone = weights(train(options)[0])
+    spread = weights(train(replace(options, ledger=tmp_path / "other.jsonl"), size)[0])
+    torch.testing.assert_close(alone, spread, rtol=1e-3, atol=1e-5)
+    other = replace(options, ledger=tmp_path / "third.jsonl", unsafe_seed=4)
+    assert not torch.allclose(alone, weights(train(other)[0]), rtol=1e-3, atol=1e-5)
+
+
+def test_the_general_path_trains_as_the_native_one_does(options, tmp_path, monkeypatch):
+    options = replace(options, unsafe_seed=3, optimizer="sgd")
+    native = weights(train(options)[0])
+    monkeypatch.setattr("dpcomm.train.gradient.linear_chain", lambda module: None)
+    general = weights(train(replace(options, ledger=tmp_path / "other.jsonl"))[0])
+    torch.testing.assert_close(native, general, rtol=1e-4, atol=1e-6)
+
+
+def test_records_that_are_not_finite_change_nothing_but_a_line_on_the_terminal(
+    options, tmp_path, capsys
+):
+    """They are appended, for the draws of a record depend on its own id alone."""
+    options = replace(options, unsafe_seed=3, steps=10, optimizer="sgd")
+    rows, test = make_rows()
+    bad = np.full((60, rows.shape[1]), np.nan, np.float32)
+    bad[:, -1] = 1
+    folder = write_folder(tmp_path / "bad", np.concatenate([rows, bad]), test)
+    clean, _ = train(options, 2)
+    assert "left out" not in capsys.readouterr().out
+    # The sums are divided by rate times records, a constant to which the bad ones belong.
+    lr = options.lr * 3060 / 3000
+    spoilt = replace(options, data=folder, ledger=tmp_path / "other.jsonl", lr=lr)
+    trainer, _ = train(spoilt, 2)
+    assert "samples with a NaN or infinite gradient were left out" in capsys.readouterr().out
+    torch.testing.assert_close(weights(trainer), weights(clean), rtol=1e-5, atol=1e-7)
+
+
+def test_without_privacy_nothing_is_promised(options):
+    private = replace(options, private=False, noise_multiplier=None)
+    trainer, summary = train(private, 2)
+    assert summary.epsilon is summary.plan is summary.key_hash is None
+    assert trainer.ledger is None
+    assert not options.ledger.exists()
+    assert summary.auc > 0.9
+
+
+def test_a_run_resumes_on_another_number_of_ranks_with_another_key(options):
+    _, first = train(replace(options, steps=20), 2)
+    trainer, second = train(replace(options, resume=True), 3)
+    assert (first.steps, second.steps) == (20, 40)
+    assert second.epsilon == epsilon(40)
+    assert first.key_hash != second.key_hash
+    assert second.auc > 0.8
+    saved = results(run_threads(1, lambda comm: checkpoint.load(comm, options.checkpoint)))[0]
+    assert saved.step == 40
+    assert torch.equal(saved.model["0.weight"], trainer.model[0].weight)
+    assert "key" not in "".join(saved.plan)
+
+
+def test_what_a_dead_job_had_paid_for_counts(options):
+    """It dies after its checkpoint at step 20 and before its next: those steps are done again."""
+    train(replace(options, steps=20))
+    ledger = Ledger(options.ledger)
+    ledger.pay(plan_from_dict(ledger.lines[0]["plan"]), AHEAD)
+    ledger.close()
+    _, summary = train(replace(options, resume=True))
+    assert summary.steps == 40
+    assert summary.epsilon == epsilon(40 + AHEAD)
+
+
+def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
+    options = replace(options, noise_multiplier=None, target_epsilon=2.0)
+    _, whole = train(options)
+    assert 0.99 * 2 <= whole.epsilon <= 2
+    begun = replace(options, checkpoint=options.checkpoint.with_name("b.pt"))
+    begun = replace(begun, ledger=options.ledger.with_name("b.jsonl"))
+
+    class DeadError(Exception):
+        pass
+
+    def die_at_step_25(comm):
+        trainer = Trainer(comm, begun)
+        combine = trainer._combine
+
+        def step(buffer):
+            if combine.steps == 25:
+                raise DeadError
+            return combine(buffer)
+
+        step.key_hash = combine.key_hash
+        trainer._combine = step
+        try:
+            trainer.train()
+        finally:
+            trainer.ledger.close()
+
+    assert isinstance(run_threads(1, die_at_step_25)[0], DeadError)
+    _, resumed = train(replace(begun, resume=True))
+    assert 20 < resumed.steps < 40, "the budget ended before the plan"
+    assert resumed.epsilon <= 2
+
+
+def test_another_run_beside_it_counts_in_the_ledger_not_in_the_model(options):
+    train(options)
+    _, again = train(options)
+    assert again.epsilon == epsilon(40)
+    assert again.epsilon_of_ledger == epsilon(80)
+
+
+def test_releases_of_preparation_count(options, tmp_path):
+    charge = {"epsilon": 0.25, "delta": 1e-7, "what": "quantiles of age"}
+    folder = write_folder(tmp_path / "charged", *make_rows(), {"ledger": [charge]})
+    _, summary = train(replace(options, data=folder))
+    assert summary.epsilon > epsilon(40) + 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": (9,)}, "does not fit the model"),
+        ({"private": False, "noise_multiplier": None}, "add --non-private|drop|with privacy"),
+        ({"checkpoint": "none.pt"}, "there is no checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(options, tmp_path, change, message):
+    train(replace(options, steps=2))
+    if "checkpoint" in change:
+        change = {"checkpoint": tmp_path / change["checkpoint"]}
+    with pytest.raises(UsageError, match=message):
+        train(replace(options, resume=True, **change))
+
+
+def test_a_seed_is_not_resumed(options):
+    options = replace(options, unsafe_seed=1, steps=2)
+    train(options)
+    with pytest.raises(UsageError, match="drop --unsafe-seed"):
+        train(replace(options, resume=True, steps=4))
+
+
+def test_ranks_that_differ_in_their_flags_are_told_so(options):
+    def body(comm):
+        return Trainer(comm, replace(options, clip_norm=0.5 + comm.rank))
+
+    for error in run_threads(2, body):
+        assert isinstance(error, MismatchError)
+        assert "clip_norm is 0.5 on rank 0, 1.5 on rank 1" in str(error)
+
+
+def test_missing_data_is_an_error_with_the_command_that_prepares_it(options, tmp_path):
+    with pytest.raises(UsageError, match=r"(?s)--data .*fix: python -m dpcomm.data.fetch census"):
+        train(replace(options, data=tmp_path / "none"))
+
+
+def test_several_records_of_one_person_are_refused(options, tmp_path):
+    folder = write_folder(tmp_path / "two", *make_rows(), {"records_per_unit": 2})
+    with pytest.raises(UsageError, match="prepare with records_per_unit = 1"):
+        train(replace(options, data=folder))
