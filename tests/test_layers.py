@@ -24,7 +24,7 @@ LAYERS = {
 # header -> the only files that may include it
 HEADERS = {
     r"cuda_runtime\.h": {"csrc/base/cuda.hpp"},
-    r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu"},
+    r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu", "*.cuh"},
     r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
     r"nccl\.h": {"csrc/transport/nccl.hpp", "csrc/transport/nccl.cpp"},
     r"(torch|ATen|c10)/.*": set(),
@@ -63,7 +63,7 @@ def violations(root: Path) -> list[str]:
     for path in sorted([*root.glob("csrc/**/*.[chi]*"), *root.glob("bindings/*.[ch]pp")]):
         name = path.relative_to(root)
         layer = name.parts[1] if name.parts[0] == "csrc" else None
-        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".inl"}:
+        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".cuh", ".inl"}:
             for header in included(path):
                 other = header.split("/")[0]
                 if other in LAYERS and other != layer and other not in LAYERS[layer]:

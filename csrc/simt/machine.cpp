@@ -1,15 +1,11 @@
 #include "simt/machine.hpp"
 
-#include <link.h>
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <deque>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -18,20 +14,14 @@
 #include <vector>
 
 #include "simt/fiber.hpp"
+#include "simt/memory.hpp"
 
 thread_local dpcomm::simt::Index threadIdx, blockIdx, blockDim, gridDim;
-
-// The address sanitizer's; null where a program runs without it.
-extern "C" [[gnu::weak]] void __asan_poison_memory_region(const volatile void*, std::size_t);
 
 namespace dpcomm::simt {
 namespace {
 
-constexpr std::size_t kStackBytes = 128 << 10;
 constexpr unsigned kWave = 64;  // blocks at a time
-constexpr std::size_t kCanaryBytes = 64;
-constexpr std::byte kNaN{0xff};  // four or eight such bytes are a NaN, and no likely index
-constexpr std::byte kCanary{0xa5};
 
 std::atomic<Order> order = Order::kForward;
 
@@ -76,26 +66,6 @@ struct Warp {
   Ordering ordering;
 };
 
-// Fresh memory for the stacks of a block; the sanitizers forget what stood there before.
-class Stacks {
- public:
-  explicit Stacks(unsigned count) : bytes_(count * kStackBytes) {
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    DPCOMM_CHECK(memory != MAP_FAILED, EnvironmentError, "simt: no memory for ", count,
-                 " stacks: launch smaller blocks");
-    memory_ = static_cast<std::byte*>(memory);
-  }
-  ~Stacks() { munmap(memory_, bytes_); }
-  Stacks(const Stacks&) = delete;
-  Stacks& operator=(const Stacks&) = delete;
-  std::span<std::byte> operator[](unsigned i) { return {memory_ + i * kStackBytes, kStackBytes}; }
-
- private:
-  std::size_t bytes_;
-  std::byte* memory_;
-};
-
 std::string name(const std::source_location& where) {
   return concat(where.file_name(), ":", where.line());
 }
@@ -111,31 +81,6 @@ bool together(const Thread& a, const Thread& b) {
          std::strcmp(a.where.file_name(), b.where.file_name()) == 0;
 }
 
-// Fills the calling thread's copy of every thread_local of this library with NaN: among them all
-// `__shared__` variables of the kernels that are linked with the machine.
-void poison_static_shared() {
-  static const volatile char here = 0;
-  threadIdx = {};  // touched, hence allocated
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void*) {
-        bool ours = false;
-        std::size_t tls_bytes = 0;
-        for (int i = 0; i < info->dlpi_phnum; ++i) {
-          const auto& segment = info->dlpi_phdr[i];
-          const auto begin = info->dlpi_addr + segment.p_vaddr;
-          const auto address = reinterpret_cast<std::uintptr_t>(&here);
-          if (segment.p_type == PT_LOAD) {
-            ours |= begin <= address && address < begin + segment.p_memsz;
-          }
-          if (segment.p_type == PT_TLS) tls_bytes = segment.p_memsz;
-        }
-        if (!ours) return 0;
-        std::memset(info->dlpi_tls_data, std::to_integer<int>(kNaN), tls_bytes);
-        return 1;
-      },
-      nullptr);
-}
-
 class Block;
 thread_local Block* block = nullptr;
 
@@ -147,14 +92,9 @@ class Block {
         shape_(shape),
         kernel_(kernel),
         stop_(stop),
+        shared_(shape.shared_bytes),
         stacks_(shape.threads),
         warps_(shape.threads / kWarpSize) {
-    shared_ = std::make_unique<std::byte[]>(shape_.shared_bytes + kCanaryBytes);
-    std::fill_n(shared_.get(), shape_.shared_bytes, kNaN);
-    std::fill_n(shared_.get() + shape_.shared_bytes, kCanaryBytes, kCanary);
-    if (__asan_poison_memory_region != nullptr) {
-      __asan_poison_memory_region(shared_.get() + shape_.shared_bytes, kCanaryBytes);
-    }
     poison_static_shared();
     block = this;
     blockIdx = {index};
@@ -171,13 +111,11 @@ class Block {
       pass_barrier();
     }
     acquire(&end_);
-    const auto* canary = shared_.get() + shape_.shared_bytes;
-    DPCOMM_CHECK(std::all_of(canary, canary + kCanaryBytes, [](auto b) { return b == kCanary; }),
-                 Fault, "block ", index_, " wrote past its ", shape_.shared_bytes,
+    DPCOMM_CHECK(shared_.intact(), Fault, "block ", index_, " wrote past its ", shape_.shared_bytes,
                  " bytes of dynamic shared memory");
   }
 
-  void* shared() { return shared_.get(); }
+  void* shared() { return shared_.data(); }
   Thread& current() { return threads_[threadIdx.x]; }
   Warp& warp() { return warps_[threadIdx.x / kWarpSize]; }
   Ordering& ordering() { return ordering_; }
@@ -256,7 +194,7 @@ class Block {
   const Shape& shape_;
   const std::function<void()>& kernel_;
   const std::atomic<bool>& stop_;
-  std::unique_ptr<std::byte[]> shared_;
+  SharedMemory shared_;
   Stacks stacks_;
   std::deque<Thread> threads_;
   std::deque<Warp> warps_;
