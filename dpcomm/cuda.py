@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 from dpcomm import _core, arrays
@@ -26,9 +27,15 @@ def place(view: arrays.Array) -> tuple[int, int]:
     Raises ValueError for an array that is not on a CUDA device.
     """
     if not view.device.startswith("cuda"):
-        raise ValueError(f"an array on {view.device}: pass one on the CPU or on a CUDA GPU")
+        raise ValueError(f"an array is on {view.device}: pass an array on the CPU or a CUDA GPU")
     index = int(view.device.partition(":")[2] or 0)
     return index, sys.modules["torch"].cuda.current_stream(index).cuda_stream
+
+
+@lru_cache(maxsize=64)
+def _plan(device: int, columns: tuple[int, ...], rows: int, dtype: str) -> Any:
+    """How the kernel divides its work: the addresses do not matter, and training repeats shapes."""
+    return kernels().clip_plan(device, [(0, count, count) for count in columns], rows, dtype)
 
 
 def add_noise_(
@@ -41,9 +48,8 @@ def add_noise_(
     scale: float,
 ) -> None:
     """`dpcomm.add_noise_` for a buffer on a GPU."""
-    kernels().add_noise(
-        place(view), view.pointer, view.count, offset, key, generator, step, std, scale
-    )
+    at = place(view)
+    kernels().add_noise(at, view.pointer, view.count, offset, key, generator, step, std, scale)
 
 
 def clip_sum(
@@ -59,8 +65,9 @@ def clip_sum(
     """
     rows = view.shape[0]
     at = place(view)
-    plan = kernels().clip_plan(at[0], blocks, rows, view.dtype)
-    total = arrays.empty(like, (sum(columns for _, columns, _ in blocks),), "float32")
+    columns = tuple(count for _, count, _ in blocks)
+    plan = _plan(at[0], columns, rows, view.dtype)
+    total = arrays.empty(like, (sum(columns),), "float32")
     norms = arrays.empty(like, (rows,), "float64")
     nonfinite = arrays.empty(like, (), "int64")
     workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")

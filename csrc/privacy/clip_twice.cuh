@@ -27,7 +27,8 @@ struct GradChunk {
 
 inline std::size_t chunks_of(std::span<const GradBlock> blocks) {
   std::size_t chunks = 0;
-  for (const GradBlock& block : blocks) chunks += (block.columns + kChunkColumns - 1) / kChunkColumns;
+  for (const GradBlock& block : blocks)
+    chunks += (block.columns + kChunkColumns - 1) / kChunkColumns;
   return chunks;
 }
 

@@ -44,7 +44,7 @@ def add_noise_(
     Returns `buffer`. Raises ValueError for another dtype, a buffer with gaps, a negative std or a
     key of another length.
     """
-    view = arrays.buffer(buffer, "buffer", ("float32",))
+    view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
     if view.device != "cpu":
         cuda.add_noise_(view, std, key, step, offset, generator, scale)
         return buffer
