@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dpcomm.privacy.plan import Plan
     from dpcomm.privacy.sampling import poisson_sample
     from dpcomm.privacy.step import PrivateStep
+    from dpcomm.private import make_private
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "add_noise_",
     "clip_sum",
     "init",
+    "make_private",
     "new_key",
     "poisson_sample",
 ]
@@ -66,6 +68,7 @@ _LATE = {
     "add_noise_": "dpcomm.privacy.noise",
     "clip_sum": "dpcomm.privacy.clip",
     "init": "dpcomm.launch",
+    "make_private": "dpcomm.private",
     "new_key": "dpcomm.privacy.noise",
     "poisson_sample": "dpcomm.privacy.sampling",
 }

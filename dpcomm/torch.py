@@ -87,7 +87,7 @@ class ClippedGradient:
     def __init__(
         self, module: nn.Module, parameters: FlatParameters, loss: Loss, clip_norm: float | None
     ) -> None:
-        _refuse_mixing(module)
+        refuse_mixing(module)
         self._module, self._parameters, self._loss = module, parameters, loss
         self._clip_norm = clip_norm
         self._layers = _linear_layers(module)
@@ -144,7 +144,7 @@ class ClippedGradient:
         norms = _norms(layers)
         finite = norms.isfinite()
         nonfinite = len(norms) - int(finite.sum())
-        factors = _clip_factors(norms, clip_norm)
+        factors = clip_factors(norms, clip_norm)
         for layer, a, g in layers:
             if nonfinite:  # zeroed, not scaled: 0·NaN is NaN
                 a, g = a[finite], g[finite]
@@ -257,7 +257,7 @@ def _norms(layers: list[tuple[nn.Linear, Tensor, Tensor]]) -> Tensor:
     return torch.as_tensor(squares).sqrt()
 
 
-def _clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
+def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     """[B] float32, rounded towards zero: no scaled sample's norm is above the clip norm."""
     exact = (clip_norm * _ROUNDED_DOWN / norms).clamp(max=1.0)
     factors = exact.float()
@@ -274,7 +274,7 @@ def _linear_layers(module: nn.Module) -> list[nn.Linear]:
     return layers if same else []
 
 
-def _refuse_mixing(module: nn.Module) -> None:
+def refuse_mixing(module: nn.Module) -> None:
     for name, part in module.named_modules():
         kind = type(part).__name__
         if isinstance(part, nn.modules.batchnorm._BatchNorm):

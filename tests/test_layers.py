@@ -33,8 +33,7 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        "dpcomm/torch.py",
-        "dpcomm/torch_ops.py",
+        *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch", "torch_ops")),
         *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
     },
     "mpi4py": {"dpcomm/launch.py"},

@@ -62,7 +62,7 @@ class PrivateStep:
             )
         if algo is not None and algo not in _core.algorithms():
             raise UsageError(f"algo={algo!r} is unknown: use {', '.join(_core.algorithms())}")
-        self.size = size
+        self.size, self.noise_multiplier = size, noise_multiplier
         self.steps = 0  # noise is drawn for
         self._comm, self._algo, self._threads = comm, algo or "", threads
         self._std, self._scale = noise_multiplier * clip_norm, 1 / expected_batch

@@ -291,10 +291,10 @@ def _load(options: Options, split: str) -> shards.Dataset:
         return shards.load(options.data, split)
     except shards.ShardError as error:
         name = options.dataset
+        raw, source = f"data/raw/{name}", name.removesuffix("-nine")
         raise UsageError(
-            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.fetch "
-            f"{name.removesuffix('-nine')} data/raw && python -m dpcomm.data.prepare "
-            f"data/raw/{name.removesuffix('-nine')} {options.data} --schema {name}"
+            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.{source} {raw} && "
+            f"python -m dpcomm.data.prepare {raw} {options.data} --schema {name}"
         ) from error
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_rows, write_folder
-from groups import results, run_threads
+from groups import environment, results, run_threads
 
 from dpcomm import MismatchError, UsageError, accounting
 from dpcomm.privacy.ledger import AHEAD, Ledger
 from dpcomm.privacy.plan import plan_from_dict
 from dpcomm.train import checkpoint
-from dpcomm.train.options import parse
+from dpcomm.train.options import DATASETS, parse
 from dpcomm.train.trainer import Trainer
 
 RATE, SIGMA = 0.05, 1.1
@@ -27,6 +30,18 @@ def options(tiny, tmp_path):
         f"--noise-multiplier {SIGMA} --clip-norm 0.5 --delta 1e-5 --hidden 8 --lr 0.02 "
         "--accountant rdp".split()
     )
+
+
+@pytest.fixture(autouse=True)
+def one_model_at_a_time(monkeypatch):
+    """Ranks are threads here, which share torch's generator of first weights."""
+    lock, make_model = threading.Lock(), Trainer._make_model
+
+    def alone(self):
+        with lock:
+            return make_model(self)
+
+    monkeypatch.setattr(Trainer, "_make_model", alone)
 
 
 def train(options, size=1):
@@ -215,9 +230,15 @@ def test_ranks_that_differ_in_their_flags_are_told_so(options):
         assert "clip_norm is 0.5 on rank 0, 1.5 on rank 1" in str(error)
 
 
-def test_missing_data_is_an_error_with_the_command_that_prepares_it(options, tmp_path):
-    with pytest.raises(UsageError, match=r"(?s)--data .*fix: python -m dpcomm.data.fetch census"):
-        train(replace(options, data=tmp_path / "none"))
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_missing_data_is_an_error_with_the_commands_that_prepare_it(options, tmp_path, dataset):
+    with pytest.raises(UsageError, match=f"--data {tmp_path}") as error:
+        train(replace(options, data=tmp_path / "none", dataset=dataset))
+    commands = str(error.value).split("fix: ")[1].split(" && ")
+    assert [command.split()[-1] for command in commands][-1] == dataset
+    for command in commands:
+        _, *arguments = command.split()
+        subprocess.run([sys.executable, *arguments, "--help"], check=True, env=environment())
 
 
 def test_several_records_of_one_person_are_refused(options, tmp_path):

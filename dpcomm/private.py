@@ -1,0 +1,244 @@
+"""`make_private`: a torch module, optimizer and data loader made private, in the shape of Opacus.
+
+model, optimizer, loader = dpcomm.make_private(
+    module=model, optimizer=optimizer, data_loader=loader,
+    noise_multiplier=1.1, max_grad_norm=1.0,
+)
+for x, y in loader:
+    optimizer.zero_grad()
+    loss(model(x), y).backward()
+    optimizer.step()
+print(optimizer.get_epsilon(delta=1e-5))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dpcomm import accounting
+from dpcomm._core import UsageError
+from dpcomm.hooks import SampleHooks
+from dpcomm.privacy.sampling import poisson_sample
+from dpcomm.privacy.step import PrivateStep, shared_key
+from dpcomm.torch import FlatParameters
+
+
+def make_private(
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data_loader: DataLoader,
+    max_grad_norm: float,
+    noise_multiplier: float | None = None,
+    target_epsilon: float | None = None,
+    target_delta: float | None = None,
+    epochs: int | None = None,
+    loss_reduction: str = "mean",
+    max_physical_batch_size: int | None = None,
+    accountant: str = "pld",
+    comm: Any = None,
+    unsafe_seed: int | None = None,
+) -> tuple[nn.Module, PrivateOptimizer, PrivateLoader]:
+    """The same module, watched; the optimizer, whose step is private; a loader of Poisson batches.
+
+    The loader's `batch_size` is the expected batch over all ranks: each record of its data set is
+    in a batch with chance batch_size / records, and each rank draws from its own part. Either give
+    `noise_multiplier`, or `target_epsilon` with `target_delta` and `epochs`, for which it is found.
+    With `max_physical_batch_size` a batch comes in parts of at most so many samples, and
+    `optimizer.step()` acts on the last. `comm` defaults to `dpcomm.init()`.
+
+    The loss must be a mean (or sum, see `loss_reduction`) of terms of one sample each; what it adds
+    on parameters alone, as weight decay may, is ignored: give that to the optimizer.
+
+    ε is counted in memory, by `optimizer.get_epsilon(delta)`; no ledger is kept. Raises UsageError
+    for a module, loader or optimizer that cannot be made private, saying what to change.
+    """
+    if comm is None:
+        from dpcomm.launch import init
+
+        comm = init()
+    loader = PrivateLoader(comm, data_loader, max_physical_batch_size, unsafe_seed)
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise UsageError("give either noise_multiplier or target_epsilon")
+    if noise_multiplier is None:
+        if target_epsilon is None or target_delta is None or epochs is None:
+            raise UsageError("target_epsilon needs target_delta and epochs too")
+        noise_multiplier = accounting.noise_multiplier(
+            target_epsilon, loader.sample_rate, epochs * len(loader), target_delta, accountant
+        )
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if held != {p for p in module.parameters() if p.requires_grad}:
+        raise UsageError(
+            "the optimizer's parameters are not the module's trainable ones: what it updates "
+            "beyond them would not be private; make it of module.parameters()"
+        )
+    parameters = FlatParameters(module)
+    comm.broadcast(parameters.values.detach())
+    hooks = SampleHooks(module, parameters, max_grad_norm, loss_reduction)
+    step = PrivateStep(
+        comm,
+        parameters.size,
+        max_grad_norm,
+        noise_multiplier,
+        loader.expected_batch,
+        unsafe_seed=unsafe_seed,
+    )
+    private = PrivateOptimizer(optimizer, parameters, hooks, step, loader, accountant)
+    module.register_forward_pre_hook(private.begin_pass)
+    return module, private, loader
+
+
+class PrivateLoader:
+    """Poisson batches of a data loader's data set; `len` is the steps of an epoch.
+
+    A batch may be empty, and still is one: pass it on like any other.
+    """
+
+    def __init__(
+        self, comm: Any, loader: DataLoader, most: int | None, unsafe_seed: int | None
+    ) -> None:
+        if loader.batch_size is None or not hasattr(loader.dataset, "__len__"):
+            raise UsageError(
+                "the loader has no batch_size, or its data set no length: Poisson sampling needs "
+                "both; give a DataLoader(dataset, batch_size=…) of a map-style data set"
+            )
+        self.records = len(loader.dataset)
+        if not 0 < loader.batch_size <= self.records:
+            raise UsageError(f"batch_size={loader.batch_size} of {self.records} records")
+        if most is not None and most < 1:
+            raise UsageError(f"max_physical_batch_size={most}: give at least 1")
+        self.expected_batch = float(loader.batch_size)
+        self.sample_rate = loader.batch_size / self.records
+        self.drawn = 0  # batches
+        self.last_part = True  # of the batch that was handed out last
+        self._comm, self._most = comm, most
+        self._key = shared_key(comm, unsafe_seed)
+        self._loader = DataLoader(
+            loader.dataset,
+            batch_sampler=_Given(self._parts),
+            collate_fn=_with_empty(loader.collate_fn, loader.dataset),
+            num_workers=0,
+            pin_memory=loader.pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return max(1, round(1 / self.sample_rate))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def _parts(self) -> Iterator[list[int]]:
+        rank, size = self._comm.rank, self._comm.size
+        begin, end = self.records * rank // size, self.records * (rank + 1) // size
+        for _ in range(len(self)):
+            ids = poisson_sample(self._key, self.drawn, self.sample_rate, begin, end).tolist()
+            self.drawn += 1
+            most = self._most or max(1, len(ids))
+            parts = [ids[i : i + most] for i in range(0, len(ids), most)] or [[]]
+            for index, part in enumerate(parts, 1):
+                self.last_part = index == len(parts)
+                yield part
+
+
+class PrivateOptimizer:
+    """The user's optimizer, fed with noisy means. What it does not define, the other does."""
+
+    def __init__(
+        self,
+        original: torch.optim.Optimizer,
+        parameters: FlatParameters,
+        hooks: SampleHooks,
+        step: PrivateStep,
+        loader: PrivateLoader,
+        accountant: str,
+    ) -> None:
+        self.original = original
+        self._parameters, self._hooks, self._private_step = parameters, hooks, step
+        self._loader, self._accountant = loader, accountant
+        self._of = 0  # the batch that the samples on their way belong to
+        self._begun: int | None = None  # the batch that the gradient holds parts of
+        self._stepped = 0  # the batch of the last step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    def begin_pass(self, module: nn.Module, args: Any) -> None:
+        """Before each forward pass: what an earlier one left is added, not mixed with this one."""
+        if module.training and torch.is_grad_enabled():
+            self._gather()
+            self._of = self._loader.drawn
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops what was passed backward since the last step; parts of a batch already stepped on
+        stay."""
+        self._hooks.forget()
+        self.original.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Clips, sums over ranks, adds noise, updates: one private step for each batch drawn.
+
+        Raises UsageError for a second step on a batch, and for one step on two: a record in both
+        would move the sum by twice the clip norm.
+        """
+        self._gather()
+        if not self._loader.last_part:
+            return
+        if self._loader.drawn == self._stepped:
+            raise UsageError("no batch was drawn since the last step: take batches from the loader")
+        if self._begun is None:
+            self._parameters.gradient.zero_()  # an empty batch
+        self._begun, self._stepped = None, self._loader.drawn
+        self._private_step(self._parameters.gradient)
+        for parameter in self._parameters.all:
+            parameter.grad = self._parameters.gradient_of(parameter)
+        self.original.step()
+        # Backward would add to what lies in .grad, and that is the flat gradient.
+        self.original.zero_grad(set_to_none=True)
+
+    def get_epsilon(self, delta: float) -> float:
+        """ε of the steps taken so far."""
+        step = self._private_step
+        return accounting.epsilon(
+            self._loader.sample_rate, step.noise_multiplier, step.steps, delta, self._accountant
+        )
+
+    def _gather(self) -> None:
+        if not self._hooks.waiting():
+            return
+        if self._begun is None:
+            self._parameters.gradient.zero_()
+            self._begun = self._of
+        if self._begun != self._of:
+            raise UsageError(
+                "two batches were passed backward for one step: a record in both would count "
+                "twice; step after each, and to hold less at once give max_physical_batch_size"
+            )
+        self._hooks.add_up()
+
+
+class _Given:
+    """A batch sampler of what a function yields."""
+
+    def __init__(self, parts: Callable[[], Iterator[list[int]]]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._parts()
+
+
+def _with_empty(collate: Callable[[list[Any]], Any], dataset: Any) -> Callable[[list[Any]], Any]:
+    """Collates no samples too: as one, of which nothing is kept."""
+
+    def nothing_of(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value[:0]
+        if isinstance(value, dict):
+            return {name: nothing_of(part) for name, part in value.items()}
+        return type(value)(nothing_of(part) for part in value)
+
+    return lambda samples: collate(samples) if samples else nothing_of(collate([dataset[0]]))
