@@ -21,6 +21,7 @@ def test_an_array_on_neither_cpu_nor_cuda_is_refused():
 
 
 def test_a_build_without_cuda_says_how_to_get_it(monkeypatch):
+    monkeypatch.delattr(dpcomm, "_cuda", raising=False)
     monkeypatch.setitem(sys.modules, "dpcomm._cuda", None)
     with pytest.raises(dpcomm.EnvironmentError, match="install nvcc, then build it again"):
         cuda.kernels()
