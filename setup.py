@@ -1,5 +1,10 @@
-"""Builds the extension modules with CMake; everything else is declared in pyproject.toml."""
+"""Builds the extension modules with CMake; everything else is declared in pyproject.toml.
 
+The environment variable CMAKE_ARGS adds to CMake's arguments: CMAKE_ARGS=-DDPCOMM_CUDA=OFF.
+"""
+
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +22,8 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / sys.implementation.cache_tag
         destination = ROOT if self.inplace else Path(self.build_lib).resolve()
         python = f"-DPython_EXECUTABLE={sys.executable}"
-        subprocess.check_call(["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, python])
+        extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        subprocess.check_call(["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, python, *extra])
         subprocess.check_call(["cmake", "--build", build])
         subprocess.check_call(["cmake", "--install", build, "--prefix", destination])
 

@@ -2,7 +2,7 @@
 
 #include <pybind11/numpy.h>
 
-#include "noise.hpp"
+#include "key.hpp"
 #include "privacy/sampling.hpp"
 
 namespace py = pybind11;

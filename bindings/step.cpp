@@ -3,8 +3,8 @@
 #include <string_view>
 
 #include "engine/communicator.hpp"
+#include "key.hpp"
 #include "memory.hpp"
-#include "noise.hpp"
 #include "privacy/noise.hpp"
 
 namespace py = pybind11;

@@ -77,14 +77,17 @@ def describe(array: Any) -> Array:
     return describe(viewed)
 
 
-def buffer(array: Any, name: str, dtypes: tuple[str, ...]) -> Array:
-    """Describes an array that a CPU kernel will write: contiguous, writable, of one of `dtypes`.
+def buffer(array: Any, name: str, dtypes: tuple[str, ...], gpu: bool = False) -> Array:
+    """Describes an array that a kernel will write: contiguous, writable, of one of `dtypes`.
+
+    gpu: whether it may be on a CUDA GPU, not only on the CPU.
 
     Raises ValueError, with `name` and the fix, for any other.
     """
     described = describe(array)
-    if described.device != "cpu":
-        raise ValueError(f"{name} is on {described.device}: pass an array on the CPU")
+    if described.device != "cpu" and not (gpu and described.device.startswith("cuda")):
+        places = "the CPU or a CUDA GPU" if gpu else "the CPU"
+        raise ValueError(f"{name} is on {described.device}: pass an array on {places}")
     if described.dtype not in dtypes:
         raise ValueError(f"{name} has dtype {described.dtype}: convert it to {' or '.join(dtypes)}")
     if not described.contiguous:

@@ -23,6 +23,8 @@ LAYERS = {
 }
 # header -> the only files that may include it
 HEADERS = {
+    r"cuda_runtime\.h": {"csrc/base/cuda.hpp"},
+    r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu", "*.cuh"},
     r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
     r"nccl\.h": {"csrc/transport/nccl.hpp", "csrc/transport/nccl.cpp"},
     r"(torch|ATen|c10)/.*": set(),
@@ -31,7 +33,7 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch")),
+        *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch", "torch_ops")),
         *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
     },
     "mpi4py": {"dpcomm/launch.py"},
@@ -60,7 +62,7 @@ def violations(root: Path) -> list[str]:
     for path in sorted([*root.glob("csrc/**/*.[chi]*"), *root.glob("bindings/*.[ch]pp")]):
         name = path.relative_to(root)
         layer = name.parts[1] if name.parts[0] == "csrc" else None
-        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".inl"}:
+        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".cuh", ".inl"}:
             for header in included(path):
                 other = header.split("/")[0]
                 if other in LAYERS and other != layer and other not in LAYERS[layer]:

@@ -20,7 +20,16 @@ float rounded_up(double value) {
   return std::nextafterf(nearest, std::numeric_limits<float>::infinity());
 }
 
-NoiseTask task_of(const NoiseSpec& spec, std::size_t count, std::uint64_t offset, float scale) {
+void add_noise_scalar(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
+                      const NoiseTask& task) {
+  for (std::size_t i = 0; i < count; ++i) {
+    data[i] = std::fma(task.std, noise_at(spec, offset + i), data[i]) * task.scale;
+  }
+}
+
+}  // namespace
+
+NoiseTask noise_task(const NoiseSpec& spec, std::size_t count, std::uint64_t offset, float scale) {
   DPCOMM_CHECK(spec.std >= 0 && std::isfinite(rounded_up(spec.std)), UsageError,
                "the noise's standard deviation is ", spec.std,
                ": give a float of zero or more, the noise multiplier times the clip norm");
@@ -39,15 +48,6 @@ NoiseTask task_of(const NoiseSpec& spec, std::size_t count, std::uint64_t offset
   }
   return task;
 }
-
-void add_noise_scalar(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
-                      const NoiseTask& task) {
-  for (std::size_t i = 0; i < count; ++i) {
-    data[i] = std::fma(task.std, noise_at(spec, offset + i), data[i]) * task.scale;
-  }
-}
-
-}  // namespace
 
 std::array<std::uint32_t, 2> philox_key(const NoiseKey& key) {
   const auto input = chacha20_input(Purpose::kPhiloxKey, 0, 0);
@@ -78,7 +78,7 @@ float noise_at(const NoiseSpec& spec, std::uint64_t element) {
 
 void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
                          const NoiseSpec& spec, float scale, int threads, Isa isa) {
-  const NoiseTask task = task_of(spec, count, offset, scale);
+  const NoiseTask task = noise_task(spec, count, offset, scale);
   // Each thread takes whole tiles of elements, so that none is generated twice.
   const std::size_t skip = offset % kNoiseTile;
   const std::size_t tiles = (skip + count + kNoiseTile - 1) / kNoiseTile;

@@ -7,7 +7,7 @@
 
 namespace dpcomm {
 
-// What the vectorised loops need, prepared once a call.
+// What the loops of a CPU and the kernels of a GPU need, prepared once a call.
 struct NoiseTask {
   Generator generator;
   std::uint32_t key[8];  // of ChaCha20, or of Philox in the first two words
@@ -15,6 +15,9 @@ struct NoiseTask {
   float std;
   float scale;
 };
+
+// UsageError as in add_noise().
+NoiseTask noise_task(const NoiseSpec& spec, std::size_t count, std::uint64_t offset, float scale);
 
 // data[i] = fma(std, noise(offset + i), data[i]) * scale, kCount lanes at a time.
 template <int kCount>

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpcomm import _core, arrays
+from dpcomm import _core, arrays, cuda
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -18,7 +18,7 @@ class Clipped:
 
     total: Any  # float32 [P]
     norms: Any  # float64 [B], before clipping; NaN or infinite where the sample is
-    nonfinite: int  # samples that were left out for a NaN or an infinity
+    nonfinite: Any  # how many samples were left out for a NaN or an infinity; on a GPU a tensor []
     sensitivity: float  # the most that adding or removing one sample moves the total, in L2 norm
 
 
@@ -45,7 +45,8 @@ def clip_sum(grads: Any | Sequence[Any], clip_norm: float, *, threads: int = 1) 
     """Clips each sample's gradient to L2 norm `clip_norm` and sums the samples.
 
     grads: [B, …], or a list of such, one for each parameter, which are read in place and clipped
-        together, by the norm over all of them. float32, bfloat16 or float16, on the CPU.
+        together, by the norm over all of them. float32, bfloat16 or float16, on
+        the CPU or a GPU.
 
     Returns sums, not means: divide by the expected batch size after the noise. No sample adds more
     than `clip_norm`, to the last bit of float32; one with a NaN or an infinity adds nothing and is
@@ -61,18 +62,21 @@ def clip_sum(grads: Any | Sequence[Any], clip_norm: float, *, threads: int = 1) 
     for view in views:
         if view.dtype not in DTYPES:
             raise ValueError(f"gradients of dtype {view.dtype}: pass one of {', '.join(DTYPES)}")
-        if view.device != "cpu":
-            raise ValueError(
-                f"gradients on {view.device}: this build clips on the CPU; pass .cpu()"
-            )
         if not view.shape:
             raise ValueError("gradients without a sample dimension: pass [B, …]")
-        if (view.shape[0], view.dtype) != (first.shape[0], first.dtype):
+        if (view.shape[0], view.dtype, view.device) != (
+            first.shape[0],
+            first.dtype,
+            first.device,
+        ):
             raise ValueError(
-                f"gradients of {view.shape[0]} samples in {view.dtype} beside "
-                f"{first.shape[0]} in {first.dtype}: pass the same for each parameter"
+                f"gradients of {view.shape[0]} samples in {view.dtype} on {view.device} beside "
+                f"{first.shape[0]} in {first.dtype} on {first.device}: "
+                "pass the same for each parameter"
             )
     blocks = [_rows(view) for view in views]
+    if first.device != "cpu":
+        return Clipped(*cuda.clip_sum(several[0], first, blocks, clip_norm), clip_norm)
     total = arrays.empty(several[0], (sum(columns for _, columns, _ in blocks),), "float32")
     norms = arrays.empty(several[0], (first.shape[0],), "float64")
     nonfinite = _core.clip_sum(

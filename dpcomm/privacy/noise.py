@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dpcomm import _core, arrays
+from dpcomm import _core, arrays, cuda
 
 
 def new_key() -> bytes:
@@ -33,7 +33,8 @@ def add_noise_(
 ) -> Any:
     """Adds `std` times standard normal noise to `buffer` in place, then multiplies by `scale`.
 
-    buffer: contiguous float32, of any shape, whose first element is element `offset` of the whole.
+    buffer: contiguous float32, of any shape, on the CPU or a GPU, whose first element is element
+        `offset` of the whole.
     std: the noise multiplier times the sensitivity, of the sum; rounded up to float32.
     key: 32 bytes that all ranks share (`new_key`).
     step: never use one twice with the same key.
@@ -43,7 +44,10 @@ def add_noise_(
     Returns `buffer`. Raises ValueError for another dtype, a buffer with gaps, a negative std or a
     key of another length.
     """
-    view = arrays.buffer(buffer, "buffer", ("float32",))
+    view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+    if view.device != "cpu":
+        cuda.add_noise_(view, std, key, step, offset, generator, scale)
+        return buffer
     _core.add_noise(
         view.pointer, view.count, offset, key, generator, step, std, scale, threads=threads
     )

@@ -1,0 +1,92 @@
+#include "cuda.hpp"
+
+#include <pybind11/stl.h>
+
+#include "base/cuda.hpp"
+#include "key.hpp"
+#include "memory.hpp"
+#include "privacy/clip_cuda.hpp"
+#include "privacy/noise_cuda.hpp"
+
+namespace py = pybind11;
+
+namespace dpcomm {
+namespace {
+
+// Where a kernel runs: the index of its device, and the address of a stream, 0 for the default one.
+struct Place {
+  int device;
+  std::uintptr_t stream;
+
+  Stream handle() const { return reinterpret_cast<Stream>(stream); }
+};
+
+Place place_of(std::pair<int, std::uintptr_t> place) { return {place.first, place.second}; }
+
+// Address, columns and row stride in elements of each tensor.
+std::vector<GradBlock> grads_of(
+    const std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>& blocks) {
+  std::vector<GradBlock> grads;
+  for (const auto& [address, columns, stride] : blocks) {
+    grads.push_back({pointer_to<const void>(address), columns, stride});
+  }
+  return grads;
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& module) {
+  using PyPlace = std::pair<int, std::uintptr_t>;
+  using PyBlocks = std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>;
+
+  module.def(
+      "device_count",
+      [] {
+        int count = 0;
+        return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+      },
+      "How many GPUs there are; 0 also where there is no driver.");
+  module.def(
+      "add_noise",
+      [](PyPlace at, std::uintptr_t data, std::size_t count, std::uint64_t offset,
+         const py::bytes& key, const std::string& generator, std::uint64_t step, double std,
+         float scale) {
+        const Place place = place_of(at);
+        const DeviceGuard guard(place.device);
+        add_noise_and_scale(pointer_to<float>(data), count, offset,
+                            {key_of(key), generator_of(generator), step, std}, scale,
+                            place.handle());
+      },
+      py::arg("place"), py::arg("data"), py::arg("count"), py::arg("offset"), py::arg("key"),
+      py::arg("generator"), py::arg("step"), py::arg("std"), py::arg("scale") = 1.0f);
+
+  // Of this module alone: _cuda and the tests' module may live in one process.
+  py::class_<ClipPlan>(module, "ClipPlan", py::module_local())
+      .def_readonly("teams", &ClipPlan::teams)
+      .def_readonly("members", &ClipPlan::members)
+      .def_readonly("group_rows", &ClipPlan::group_rows)
+      .def_readonly("workspace_bytes", &ClipPlan::workspace_bytes);
+  module.def(
+      "clip_plan",
+      [](int device, const PyBlocks& blocks, std::size_t rows, const std::string& dtype) {
+        const DeviceGuard guard(device);
+        return clip_plan(grads_of(blocks), rows, dtype_of(dtype));
+      },
+      py::arg("device"), py::arg("blocks"), py::arg("rows"), py::arg("dtype"));
+  module.def(
+      "clip_sum",
+      [](PyPlace at, const ClipPlan& plan, const PyBlocks& blocks, std::size_t rows,
+         const std::string& dtype, double clip_norm, std::uintptr_t total, std::uintptr_t norms,
+         std::uintptr_t nonfinite, std::uintptr_t workspace) {
+        const Place place = place_of(at);
+        const DeviceGuard guard(place.device);
+        clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), clip_norm, pointer_to<float>(total),
+                 pointer_to<double>(norms), pointer_to<std::int64_t>(nonfinite),
+                 pointer_to<void>(workspace), place.handle());
+      },
+      py::arg("place"), py::arg("plan"), py::arg("blocks"), py::arg("rows"), py::arg("dtype"),
+      py::arg("clip_norm"), py::arg("total"), py::arg("norms"), py::arg("nonfinite"),
+      py::arg("workspace"));
+}
+
+}  // namespace dpcomm

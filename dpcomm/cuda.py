@@ -1,0 +1,76 @@
+"""The CUDA kernels, loaded when the first tensor on a GPU comes. Nothing here waits for the GPU."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+from dpcomm import _core, arrays
+
+
+def kernels() -> Any:
+    """The module of the kernels. Raises EnvironmentError where dpcomm was built without them."""
+    try:
+        from dpcomm import _cuda
+    except ImportError as error:
+        raise _core.EnvironmentError(
+            "dpcomm was built without CUDA: install nvcc, then build it again "
+            "(pip install --no-build-isolation -e .), or pass arrays on the CPU"
+        ) from error
+    return _cuda
+
+
+def place(view: arrays.Array) -> tuple[int, int]:
+    """Index of the array's device, and the address of torch's current stream there.
+
+    Raises ValueError for an array that is not on a CUDA device.
+    """
+    if not view.device.startswith("cuda"):
+        raise ValueError(f"an array is on {view.device}: pass an array on the CPU or a CUDA GPU")
+    index = int(view.device.partition(":")[2] or 0)
+    return index, sys.modules["torch"].cuda.current_stream(index).cuda_stream
+
+
+@lru_cache(maxsize=64)
+def _plan(device: int, columns: tuple[int, ...], rows: int, dtype: str) -> Any:
+    """How the kernel divides its work: the addresses do not matter, and training repeats shapes."""
+    return kernels().clip_plan(device, [(0, count, count) for count in columns], rows, dtype)
+
+
+def add_noise_(
+    view: arrays.Array,
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int,
+    generator: str,
+    scale: float,
+) -> None:
+    """`dpcomm.add_noise_` for a buffer on a GPU."""
+    at = place(view)
+    kernels().add_noise(at, view.pointer, view.count, offset, key, generator, step, std, scale)
+
+
+def clip_sum(
+    like: Any,
+    view: arrays.Array,
+    blocks: list[tuple[int, int, int]],
+    clip_norm: float,
+) -> tuple[Any, Any, Any]:
+    """`dpcomm.clip_sum` on a GPU: total, norms, and the count as a tensor, so that nothing waits.
+
+    like: a tensor on the device; view: the first gradients; blocks: address, columns and row stride
+        of each gradients.
+    """
+    rows = view.shape[0]
+    at = place(view)
+    columns = tuple(count for _, count, _ in blocks)
+    plan = _plan(at[0], columns, rows, view.dtype)
+    total = arrays.empty(like, (sum(columns),), "float32")
+    norms = arrays.empty(like, (rows,), "float64")
+    nonfinite = arrays.empty(like, (), "int64")
+    workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")
+    pointers = (arrays.describe(x).pointer for x in (total, norms, nonfinite, workspace))
+    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, *pointers)
+    return total, norms, nonfinite

@@ -1,0 +1,175 @@
+"""The CUDA kernels against the CPU's: noise to the bit, clipping within its bound and rounding."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from conftest import Simt, Sized
+
+from dpcomm import UsageError, _core
+
+KEY = bytes(range(32))
+GENERATORS = ["chacha20", "philox"]
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize(
+    ("count", "offset"),
+    [(0, 3), (1, 0), (1, 511), (31, 1), (512, 0), (513, 511), (5000, 77), (100, 2**40 + 5)],
+)
+def test_noise_has_the_bits_of_the_cpu(device, generator, count, offset):
+    # One guard element at each side must keep its value.
+    start = np.linspace(-1, 1, count + 2, dtype=np.float32)
+    expected = start.copy()
+    inside = expected[1:-1]
+    _core.add_noise(inside.ctypes.data, count, offset, KEY, generator, 9, 0.7, 0.125)
+    data = device.upload(start.copy())
+    device.kernels.add_noise(
+        device.place, device.pointer(data) + 4, count, offset, KEY, generator, 9, 0.7, 0.125
+    )
+    np.testing.assert_array_equal(
+        device.download(data).view(np.uint32), expected.view(np.uint32), strict=True
+    )
+
+
+def test_a_negative_std_is_refused(device):
+    with pytest.raises(UsageError, match="standard deviation is -1"):
+        device.kernels.add_noise(device.place, 16, 1, 0, KEY, "philox", 0, -1.0)
+
+
+# The devices make one row fit into one block, several blocks, all blocks, and nowhere.
+SMALL = Sized(multiprocessors=3, shared_bytes=16 << 10)
+LARGE = Sized(multiprocessors=5, shared_bytes=96 << 10)
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+NARROW = {
+    "float32": (lambda v: v.astype(np.float32), lambda n: n.astype(np.float64)),
+    "float16": (lambda v: v.astype(np.float16), lambda n: n.astype(np.float64)),
+    "bfloat16": (bfloat16, lambda n: (n.astype(np.uint32) << 16).view(np.float32).astype(float)),
+}
+
+
+def clip_on(device, grads, dtype, clip_norm):
+    """`grads`: [rows, columns] arrays side by side; padded and misaligned in memory."""
+    rows = len(grads[0])
+    stored, blocks = [], []
+    for grad in grads:
+        columns = grad.shape[1]
+        padded = np.zeros((rows, columns + 3), grad.dtype)
+        padded[:, 1 : columns + 1] = grad
+        stored.append(device.upload(padded))
+        address = device.pointer(stored[-1]) + grad.dtype.itemsize
+        blocks.append((address, columns, columns + 3))
+    columns = sum(grad.shape[1] for grad in grads)
+    plan = device.kernels.clip_plan(0, blocks, rows, dtype)
+    total = device.upload(np.full(columns, np.nan, np.float32))
+    norms = device.upload(np.full(rows, np.nan))
+    nonfinite = device.upload(np.full(1, -1))
+    workspace = device.upload(np.full(plan.workspace_bytes, 255, np.uint8))
+    device.kernels.clip_sum(
+        device.place, plan, blocks, rows, dtype, clip_norm,
+        *(device.pointer(array) for array in (total, norms, nonfinite, workspace)),
+    )  # fmt: skip
+    return plan, device.download(total), device.download(norms), int(device.download(nonfinite)[0])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (1, [1]),
+        (3, [32]),
+        (11, [70, 1, 513]),
+        (5, [2500]),
+        (6, [9, 4000, 30, 7]),
+        (2, [33000]),
+    ],
+)
+def test_clip_sum_is_the_cpus(device, size, dtype, rows, columns):
+    size.apply(device)
+    narrow, wide = NARROW[dtype]
+    random = np.random.default_rng(rows + len(columns))
+    grads = [narrow(random.normal(size=(rows, c))) for c in columns]
+    flat = np.concatenate([wide(grad) for grad in grads], axis=1)
+    exact = np.sqrt((flat**2).sum(axis=1))
+    clip_norm = float(np.median(exact))
+    _, total, norms, nonfinite = clip_on(device, grads, dtype, clip_norm)
+    np.testing.assert_allclose(norms, exact, rtol=1e-13)
+    factors = np.minimum(1, clip_norm / exact)
+    np.testing.assert_allclose(total, factors @ flat, atol=2e-6 * rows * clip_norm, rtol=2e-6)
+    assert nonfinite == 0
+
+
+def test_every_division_of_the_work_is_reached(device):
+    if not isinstance(device, Simt):
+        pytest.skip("a GPU has the size it has")
+    SMALL.apply(device)
+    members = {
+        columns: device.kernels.clip_plan(0, [(16, columns, columns)], 8, "float32").members
+        for columns in (32, 1500, 33000)
+    }
+    assert members[32] == 1
+    assert members[1500] == 3
+    assert members[33000] == 0
+
+
+@pytest.mark.parametrize("columns", [40, 1500, 33000])
+def test_order_of_threads_does_not_matter(device, columns):
+    if not isinstance(device, Simt):
+        pytest.skip("a GPU takes its own order")
+    SMALL.apply(device)
+    grads = [np.random.default_rng(1).normal(size=(7, columns)).astype(np.float32)]
+    forward = clip_on(device, grads, "float32", 1.0)
+    device.kernels.set_reverse(True)
+    reverse = clip_on(device, grads, "float32", 1.0)
+    device.kernels.set_reverse(False)
+    np.testing.assert_array_equal(forward[1], reverse[1])
+    np.testing.assert_array_equal(forward[2], reverse[2])
+
+
+@pytest.mark.parametrize("columns", [40, 1500, 33000])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_row_that_is_not_finite_only_counts(device, dtype, columns):
+    SMALL.apply(device)
+    narrow, wide = NARROW[dtype]
+    values = np.random.default_rng(2).normal(size=(6, columns))
+    values[1, columns // 2] = np.nan
+    values[4, 0] = -np.inf
+    grads = narrow(values)
+    _, total, norms, nonfinite = clip_on(device, [grads], dtype, 1e6)
+    assert nonfinite == 2
+    assert np.isnan(norms[1])
+    assert np.isinf(norms[4])
+    np.testing.assert_allclose(total, wide(grads)[[0, 2, 3, 5]].sum(axis=0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [3, 1500])
+def test_no_row_adds_more_than_the_clip_norm(device, columns):
+    SMALL.apply(device)
+    random = np.random.default_rng(3)
+    for scale in (1.0, 1e-30, 1e18):
+        row = (random.normal(size=(1, columns)) * scale).astype(np.float32)
+        norm = np.sqrt((row.astype(np.float64) ** 2).sum())
+        for clip_norm in (norm * 0.3, float(np.float32(norm)), norm):
+            _, total, _, _ = clip_on(device, [row], "float32", clip_norm)
+            added = sum(Fraction(float(v)) ** 2 for v in total)
+            assert added <= Fraction(clip_norm) ** 2
+            assert added >= Fraction(min(norm, clip_norm) * (1 - 1e-6)) ** 2
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (3, 0), (0, 0)])
+def test_an_empty_batch_gives_zeros(device, rows, columns):
+    SMALL.apply(device)
+    _, total, norms, nonfinite = clip_on(
+        device, [np.zeros((rows, columns), np.float32)], "float32", 1.0
+    )
+    assert not total.any()
+    assert not norms.any()
+    assert nonfinite == 0
