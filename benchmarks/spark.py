@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, default=2, help=argparse.SUPPRESS)
     parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--only", nargs="+", help="the engines to run, the first as the base")
     parser.add_argument("--json", type=Path, help="append the records to this file")
     options = parser.parse_args()
     if options.worker:
@@ -137,6 +138,7 @@ def main() -> int:
 
     grows = options.records > RECORDS
     engines = [("dpcomm spark", 2)] if grows else ENGINES
+    engines = [(name, cores) for name, cores in engines if name in (options.only or [name])]
     sizes = [RECORDS, options.records] if grows else [options.records]
     done: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,9 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <cstring>
+
 #include "base/env.hpp"
 #include "base/log.hpp"
 #include "engine/communicator.hpp"
@@ -18,6 +21,28 @@ void raise_pending_signals() {
   const py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
+
+// Registered memory. Keeps the transport, whose segment it lies in.
+class Memory {
+ public:
+  Memory(std::shared_ptr<Transport> transport, std::size_t bytes)
+      : transport_(std::move(transport)),
+        data_(transport_->shared_memory()->allocate(bytes)),
+        bytes_(bytes) {
+    DPCOMM_CHECK(data_, EnvironmentError, "rank ", transport_->rank(), ": no ", bytes,
+                 " bytes of shared memory are left: free buffers of comm.empty()");
+  }
+  ~Memory() { transport_->shared_memory()->release(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<Transport> transport_;
+  void* data_;
+  std::size_t bytes_;
+};
 
 Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
                     std::string_view dtype, std::string_view op, std::string_view algo, int root) {
@@ -55,6 +80,13 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("size", &Transport::size)
       .def_property_readonly("name", &Transport::name);
 
+  py::class_<Memory, std::shared_ptr<Memory>>(module, "Memory", py::buffer_protocol(),
+                                              "Bytes that the peers see, for as long as it lives.")
+      .def_buffer([](Memory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()),
+                               static_cast<py::ssize_t>(memory.bytes()));
+      });
+
   py::class_<Communicator> communicator(module, "Communicator", "See dpcomm.comm.Communicator.");
   communicator
       .def(py::init([](std::shared_ptr<Transport> transport) {
@@ -65,7 +97,7 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("transport",
-                             [](Communicator& self) { return self.transport().name(); })
+                             [](Communicator& self) { return self.transport()->name(); })
       .def(
           "all_reduce_with",
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
@@ -81,7 +113,38 @@ void bind_communicator(py::module_& module) {
           },
           py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("op"), py::arg("algo"),
           py::arg("epilogue"), "all_reduce in place, with an epilogue(pointer, offset, count).")
+      .def(
+          "allocate",
+          [](Communicator& self, std::size_t bytes) {
+            SharedMemory* const shared = self.transport()->shared_memory();
+            return shared && !shared->sees_all() ? std::make_shared<Memory>(self.transport(), bytes)
+                                                 : nullptr;
+          },
+          py::arg("bytes"), "Memory; None where peers see none, or where they see all.")
+      .def(
+          "time_all_reduce",
+          [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
+             std::string_view algo, int calls) {
+            const Arguments made = arguments(data, data, count, dtype, "sum", algo, 0);
+            const py::gil_scoped_release unlocked;
+            std::vector<double> seconds;
+            for (int call = 0; call < calls; ++call) {
+              // Written anew, as a trainer does: its lines are in this core's cache, not the
+              // peers'.
+              std::memset(made.out, call & 1, count * size_of(made.dtype));
+              self.barrier();
+              const auto begin = std::chrono::steady_clock::now();
+              self.all_reduce(made);
+              const auto end = std::chrono::steady_clock::now();
+              seconds.push_back(std::chrono::duration<double>(end - begin).count());
+            }
+            return seconds;
+          },
+          py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("algo"), py::arg("calls"),
+          "Seconds of each of `calls` sums in place, without Python; the data is overwritten.")
       .def("barrier", &Communicator::barrier, py::call_guard<py::gil_scoped_release>())
+      .def("split", &Communicator::split, py::arg("color"), py::arg("key"),
+           py::call_guard<py::gil_scoped_release>())
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("abort", &Communicator::abort, py::arg("reason"),
            py::call_guard<py::gil_scoped_release>(),
@@ -89,6 +152,7 @@ void bind_communicator(py::module_& module) {
   bind_collective<&Communicator::all_reduce>(communicator, "all_reduce");
   bind_collective<&Communicator::reduce_scatter>(communicator, "reduce_scatter");
   bind_collective<&Communicator::all_gather>(communicator, "all_gather");
+  bind_collective<&Communicator::all_to_all>(communicator, "all_to_all");
   bind_collective<&Communicator::broadcast>(communicator, "broadcast");
   bind_collective<&Communicator::reduce>(communicator, "reduce");
 

@@ -15,7 +15,7 @@ PYBIND11_MODULE(DPCOMM_MPI_MODULE, module) {
   module.def("running", &mpi::running);
   module.def("rank", &mpi::rank);
   module.def("size", &mpi::size);
-  module.def("one_host", &mpi::one_host, unlocked(), "Whether all ranks share memory. Collective.");
+  module.def("hosts", &mpi::hosts, unlocked(), "How many hosts the ranks are on. Collective.");
   module.def("broadcast", &mpi::broadcast, py::arg("text"), unlocked(),
              "Rank 0's text, everywhere.");
   module.def("library", &mpi::library, "Name and version of the MPI library.");

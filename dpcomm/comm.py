@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import numpy as np
+
 from dpcomm import _core, arrays
+
+
+class Handle:
+    """A collective under way, from `async_op=True`. Keeps its arrays alive until it is done."""
+
+    def __init__(self, future: Future[None], result: Any, arrays_in_use: tuple[Any, ...]) -> None:
+        self._future = future
+        self._result = result
+        self._arrays = arrays_in_use
+
+    def wait(self) -> Any:
+        """The result, once it is there; raises what the collective raised."""
+        self._future.result()
+        return self._result
+
+    def test(self) -> bool:
+        """Whether wait() would return, or raise, at once."""
+        return self._future.done()
 
 
 class Communicator:
@@ -15,14 +39,21 @@ class Communicator:
     LostPeerError, one that does not come before the deadline TimeoutError, on all others; after
     either the communicator is of no more use.
 
+    With `async_op=True` a collective returns a Handle at once, and a thread of the communicator
+    does the work, in the order of the calls, while the caller computes on; arrays must be left
+    alone until wait().
+
     Arrays are torch tensors, NumPy arrays or anything with DLPack, contiguous, in the memory of the
     CPU, of float64, float32, bfloat16, float16, int64, int32 or uint8. The 16-bit types are added
     in float32. `op` is sum, mean, max or min. Results are the same bits on every rank, and have the
     type that came in. UsageError, a ValueError, for anything else, before a byte is sent.
     """
 
-    def __init__(self, transport: _core.Transport) -> None:
-        self.core = _core.Communicator(transport)
+    def __init__(self, core: _core.Communicator, hosts: int = 1) -> None:
+        self.core = core
+        self._hosts = hosts
+        self._worker: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None  # the latest that the worker was given
 
     @property
     def rank(self) -> int:
@@ -37,11 +68,42 @@ class Communicator:
         """What carries the messages: local (threads of one process), shm or mpi."""
         return self.core.transport
 
+    @property
+    def hosts(self) -> int:
+        """How many hosts the ranks are on."""
+        return self._hosts
+
     def __repr__(self) -> str:
         return f"<dpcomm.Communicator rank {self.rank}/{self.size} over {self.transport}>"
 
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32") -> Any:
+        """A new array that the ranks of the host reduce straight out of each other's memory.
+
+        Its content is arbitrary. `dtype` is a torch dtype, for a tensor, or what NumPy takes, for
+        an array. Every other buffer works too, through copies on the way in and out.
+
+        Raises EnvironmentError when the host's memory is used up.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(dtype, torch.dtype):
+            memory = self.core.allocate(math.prod(shape) * dtype.itemsize)
+            if memory is None or math.prod(shape) == 0:  # frombuffer refuses an empty one
+                return torch.empty(shape, dtype=dtype)
+            return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+        kind = np.dtype(dtype)
+        memory = self.core.allocate(math.prod(shape) * kind.itemsize)
+        if memory is None:
+            return np.empty(shape, kind)
+        return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
+
     def all_reduce(
-        self, tensor: Any, op: str = "sum", algo: str | None = None, out: Any = None
+        self,
+        tensor: Any,
+        op: str = "sum",
+        algo: str | None = None,
+        out: Any = None,
+        async_op: bool = False,
     ) -> Any:
         """The reduction of all ranks' `tensor`, in place or into `out` of the same shape.
 
@@ -49,33 +111,29 @@ class Communicator:
         """
         source = self._array(tensor, "tensor", written=out is None)
         target = source if out is None else self._out(out, source, source.shape)
-        self.core.all_reduce(
-            source.pointer, target.pointer, source.count, source.dtype, op, algo or ""
-        )
-        return target.source
+        return self._run(async_op, self.core.all_reduce, source, target, source.count, op, algo)
 
     def reduce_scatter(
-        self, tensor: Any, op: str = "sum", algo: str | None = None, out: Any = None
+        self,
+        tensor: Any,
+        op: str = "sum",
+        algo: str | None = None,
+        out: Any = None,
+        async_op: bool = False,
     ) -> Any:
         """This rank's part of the reduction of all ranks' `tensor`, in a new array or in `out`.
 
         `tensor` has shape [size * n, ...], the result [n, ...]. `algo` is ring or round_robin.
         """
         source = self._array(tensor, "tensor")
-        rows = source.shape[0] if source.shape else 0
-        if not source.shape or rows % self.size:
-            raise self._error(
-                f"reduce_scatter of shape {source.shape} over {self.size} ranks leaves a rest: "
-                f"pad the first dimension to a multiple of {self.size}"
-            )
-        shape = (rows // self.size, *source.shape[1:])
+        self._check_parts("reduce_scatter", source)
+        shape = (source.shape[0] // self.size, *source.shape[1:])
         target = self._out(out, source, shape)
-        self.core.reduce_scatter(
-            source.pointer, target.pointer, target.count, source.dtype, op, algo or ""
-        )
-        return target.source
+        return self._run(async_op, self.core.reduce_scatter, source, target, target.count, op, algo)
 
-    def all_gather(self, tensor: Any, algo: str | None = None, out: Any = None) -> Any:
+    def all_gather(
+        self, tensor: Any, algo: str | None = None, out: Any = None, async_op: bool = False
+    ) -> Any:
         """All ranks' `tensor`, one after the other, in a new array or in `out`.
 
         `tensor` has shape [n, ...], the result [size * n, ...]. `algo` is ring or round_robin.
@@ -84,33 +142,91 @@ class Communicator:
         if not source.shape:
             raise self._error("all_gather of a scalar: reshape it to [1]")
         target = self._out(out, source, (self.size * source.shape[0], *source.shape[1:]))
-        self.core.all_gather(
-            source.pointer, target.pointer, source.count, source.dtype, "sum", algo or ""
-        )
-        return target.source
+        return self._run(async_op, self.core.all_gather, source, target, source.count, "sum", algo)
 
-    def broadcast(self, tensor: Any, root: int = 0) -> Any:
+    def all_to_all(self, tensor: Any, out: Any = None, async_op: bool = False) -> Any:
+        """Part j of rank i's `tensor` becomes part i of rank j's result, a new array or `out`.
+
+        Both have shape [size * n, ...] and size parts.
+        """
+        source = self._array(tensor, "tensor")
+        self._check_parts("all_to_all", source)
+        target = self._out(out, source, source.shape)
+        count = source.count // self.size
+        return self._run(async_op, self.core.all_to_all, source, target, count, "sum", None)
+
+    def broadcast(self, tensor: Any, root: int = 0, async_op: bool = False) -> Any:
         """The root's `tensor`, in place on every rank."""
         source = self._array(tensor, "tensor", written=True)
-        self.core.broadcast(source.pointer, source.pointer, source.count, source.dtype, root=root)
-        return tensor
+        return self._run(
+            async_op, self.core.broadcast, source, source, source.count, "sum", None, root
+        )
 
-    def reduce(self, tensor: Any, op: str = "sum", root: int = 0, out: Any = None) -> Any:
+    def reduce(
+        self,
+        tensor: Any,
+        op: str = "sum",
+        root: int = 0,
+        out: Any = None,
+        async_op: bool = False,
+    ) -> Any:
         """On the root, the reduction of all ranks' `tensor`, in place or in `out`; elsewhere
         `tensor`, unchanged."""
         at_root = self.rank == root
         source = self._array(tensor, "tensor", written=at_root and out is None)
         target = self._out(out, source, source.shape) if at_root and out is not None else source
-        self.core.reduce(source.pointer, target.pointer, source.count, source.dtype, op, root=root)
-        return target.source
+        return self._run(async_op, self.core.reduce, source, target, source.count, op, None, root)
 
     def barrier(self) -> None:
         """Returns once every rank has called it."""
+        self._settle()
         self.core.barrier()
+
+    def split(self, color: int, key: int = 0) -> Communicator | None:
+        """The communicator of the ranks that give the same `color`, in the order of `key`, then of
+        rank. Every rank calls it; one with a negative color gets None."""
+        self._settle()
+        core = self.core.split(color, key)
+        return None if core is None else Communicator(core, min(self._hosts, core.size))
 
     def close(self) -> None:
         """This rank's part is over. Called when the process ends in peace."""
+        self._settle()
         self.core.close()
+
+    def _run(
+        self,
+        async_op: bool,
+        collective: Callable[..., None],
+        source: arrays.Array,
+        target: arrays.Array,
+        count: int,
+        op: str,
+        algo: str | None,
+        root: int = 0,
+    ) -> Any:
+        call = (source.pointer, target.pointer, count, source.dtype, op, algo or "", root)
+        if not async_op:
+            self._settle()
+            collective(*call)
+            return target.source
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, f"dpcomm rank {self.rank}")
+        self._last = self._worker.submit(collective, *call)
+        return Handle(self._last, target.source, (source.source, target.source))
+
+    def _settle(self) -> None:
+        """Waits for what is in flight: collectives are in the order of their calls."""
+        if self._last is not None:
+            wait([self._last])
+            self._last = None
+
+    def _check_parts(self, name: str, source: arrays.Array) -> None:
+        if not source.shape or source.shape[0] % self.size:
+            raise self._error(
+                f"{name} of shape {source.shape} over {self.size} ranks leaves a rest: "
+                f"pad the first dimension to a multiple of {self.size}"
+            )
 
     def _array(self, array: Any, name: str, written: bool = False) -> arrays.Array:
         described = arrays.describe(array)

@@ -47,7 +47,7 @@ class Job:
     rank: int
     size: int
     key: str = ""
-    one_host: bool = True
+    hosts: int = 1
 
 
 class Terminated(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
     elif transport == "mpi":
         raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
     _core.set_log_rank(job.rank, job.size)
-    comm = Communicator(_transport(job, transport, seconds))
+    comm = Communicator(_core.Communicator(_transport(job, transport, seconds)), job.hosts)
     _guard(comm)
     if job.launcher == "mpirun" and job.size > 1:
         _introduce(comm)
@@ -101,13 +101,13 @@ def detect(environment: Mapping[str, str]) -> Job:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
         size = number("WORLD_SIZE")
-        one_host = number("LOCAL_WORLD_SIZE", default=size) == size
-        return Job("torchrun", number("RANK"), size, _key(environment, names), one_host)
+        hosts = -(-size // number("LOCAL_WORLD_SIZE", default=size))
+        return Job("torchrun", number("RANK"), size, _key(environment, names), hosts)
     if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
         key = _key(environment, ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         size = number("SLURM_STEP_NUM_TASKS")
-        one_host = number("SLURM_STEP_NUM_NODES", default=1) == 1
-        return Job("srun", number("SLURM_PROCID"), size, key, one_host)
+        hosts = number("SLURM_STEP_NUM_NODES", default=1)
+        return Job("srun", number("SLURM_PROCID"), size, key, hosts)
     return Job("none", 0, 1)
 
 
@@ -118,7 +118,7 @@ def _meet_by_mpi(job: Job, transport: str | None) -> Job:
         return job
     mpi = _start_mpi()
     key = mpi.broadcast(secrets.token_hex(16))
-    return Job("mpirun", mpi.rank(), mpi.size(), key, mpi.one_host())
+    return Job("mpirun", mpi.rank(), mpi.size(), key, mpi.hosts())
 
 
 def _key(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -133,7 +133,7 @@ def _transport(job: Job, choice: str | None, seconds: float) -> _core.Transport:
         return _start_mpi().transport(seconds)
     if job.size == 1:
         return _core.local_transports(1, seconds)[0]
-    if job.one_host:
+    if job.hosts == 1:
         return _core.shm_transport(f"{job.key}.{_meetings}", job.rank, job.size, seconds)
     if choice == "shm":
         raise _core.UsageError("transport 'shm' needs all ranks on one host: use mpi")
@@ -176,7 +176,7 @@ def _start_mpi() -> ModuleType:
         if mpi4py is None:
             atexit.register(module.finish)
         module.start()
-        module.one_host()  # all ranks have come: MPICH's segment is mapped everywhere
+        module.hosts()  # all ranks have come: MPICH's segment is mapped everywhere
         _unlink_segments()
         _mpi = module
         return module

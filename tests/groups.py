@@ -28,7 +28,7 @@ def run_threads(
         # The rank holds the only reference: when it is done, it has left.
         transport, transports[rank] = transports[rank], None
         try:
-            outcomes[rank] = body(Communicator(transport))
+            outcomes[rank] = body(Communicator(_core.Communicator(transport)))
         except Exception as error:
             outcomes[rank] = error
 

@@ -11,6 +11,10 @@ namespace {
 constexpr std::size_t kWholeLines = 16;  // elements; see Buffer::grain
 constexpr std::size_t kShortBytes = 16384;
 
+bool is_float(DType dtype) {
+  return dtype != DType::kInt64 && dtype != DType::kInt32 && dtype != DType::kUInt8;
+}
+
 void copy(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
 }
@@ -18,11 +22,20 @@ void copy(void* to, const void* from, std::size_t bytes) {
 }  // namespace
 
 Communicator::Communicator(std::shared_ptr<Transport> transport)
-    : transport_(std::move(transport)) {}
+    : transport_(std::move(transport)) {
+  if (SharedMemory* const memory = transport_->shared_memory()) {
+    direct_ = std::make_unique<DirectAllReduce>(*memory, rank(), size());
+  }
+}
 
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
+  if (direct_ && algorithm == Algorithm::kRoundRobin) {
+    const Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
+    return guarded(stamp,
+                   [&] { direct_->run(arguments.data, arguments.out, stamp, arguments.epilogue); });
+  }
   copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
 }
@@ -67,6 +80,46 @@ void Communicator::reduce(const Arguments& arguments) {
   run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
 }
 
+void Communicator::all_to_all(const Arguments& arguments) {
+  const std::lock_guard lock(mutex_);
+  DPCOMM_CHECK(arguments.data != arguments.out || arguments.count == 0, UsageError, "rank ", rank(),
+               "/", size(), ": all_to_all in place is not supported: give another out=");
+  Stamp stamp = next_stamp(Operation::kAllToAll, Algorithm::kRoundRobin, arguments);
+  stamp.round = stamp.rounds = 1;
+  const std::size_t shard = arguments.count * size_of(arguments.dtype);
+  const auto* const data = static_cast<const std::byte*>(arguments.data);
+  auto* const out = static_cast<std::byte*>(arguments.out);
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  for (int step = 1; step < size(); ++step) {
+    const int to = (rank() + step) % size();
+    const int from = (rank() + size() - step) % size();
+    sends.push_back({to, data + shard * to, shard});
+    receives.push_back({from, out + shard * from, shard});
+  }
+  copy(out + shard * rank(), data + shard * rank(), shard);
+  guarded(stamp, [&] { transport_->exchange(stamp, sends, receives); });
+}
+
+std::unique_ptr<Communicator> Communicator::split(int color, int key) {
+  std::vector<std::int32_t> all(2 * static_cast<std::size_t>(size()));
+  const std::int32_t own[] = {color, key};
+  all_gather({.data = own, .out = all.data(), .count = 2, .dtype = DType::kInt32});
+
+  const std::lock_guard lock(mutex_);
+  const Stamp stamp = next_stamp(Operation::kSplit, Algorithm::kTree, {});
+  if (color < 0) return nullptr;
+  std::vector<int> members;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (all[2 * peer] == color) members.push_back(peer);
+  }
+  std::stable_sort(members.begin(), members.end(),
+                   [&](int a, int b) { return all[2 * a + 1] < all[2 * b + 1]; });
+  std::shared_ptr<Transport> part;
+  guarded(stamp, [&] { part = transport_->split(stamp, members); });
+  return std::make_unique<Communicator>(std::move(part));
+}
+
 void Communicator::barrier() {
   const std::lock_guard lock(mutex_);
   run(Operation::kBarrier, Algorithm::kRecursiveDoubling, {nullptr, 0, 1}, {});
@@ -80,11 +133,20 @@ void Communicator::close() {
 
 void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
                        const Arguments& arguments) {
-  DPCOMM_CHECK(!closed_, UsageError, "rank ", rank(), "/", size(), ": ", name_of(operation),
-               " on a communicator that is closed");
   DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
                " is no rank: use 0 to ", size() - 1);
   const Schedule& steps = schedule(operation, algorithm, arguments.root);
+  const Stamp stamp = next_stamp(operation, algorithm, arguments);
+  guarded(stamp, [&] { execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_); });
+}
+
+Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
+                               const Arguments& arguments) {
+  DPCOMM_CHECK(!closed_, UsageError, "rank ", rank(), "/", size(), ": ", name_of(operation),
+               " on a communicator that is closed");
+  DPCOMM_CHECK(arguments.redop != RedOp::kMean || is_float(arguments.dtype), UsageError, "rank ",
+               rank(), "/", size(), ": the mean of ", name_of(arguments.dtype),
+               " is not defined: use op='sum'");
   Stamp stamp{.sequence = ++sequence_,
               .count = arguments.count,
               .root = arguments.root,
@@ -93,8 +155,14 @@ void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& b
               .redop = arguments.redop};
   const std::string_view name = name_of(algorithm);
   std::copy(name.begin(), name.end(), stamp.algorithm);
+  return stamp;
+}
+
+// What ends one rank's collective ends those of all.
+template <class Body>
+void Communicator::guarded(const Stamp& stamp, Body body) {
   try {
-    execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_);
+    body();
   } catch (const MismatchError& error) {
     transport_->abort(FailureKind::kMismatch, error.what());
     throw;
@@ -131,14 +199,16 @@ const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm,
   return schedules_.emplace(key, build()).first->second;
 }
 
-// Few rounds for short messages, few bytes for long ones.
+// Shared memory knows no messages in a direct exchange; elsewhere few rounds for short ones, and
+// few bytes for long ones.
 Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
   if (arguments.algorithm) return *arguments.algorithm;
+  if (direct_) return Algorithm::kRoundRobin;
   if (operation == Operation::kAllReduce &&
       arguments.count * size_of(arguments.dtype) <= kShortBytes) {
     return Algorithm::kRecursiveDoubling;
   }
-  return transport_->name() == "mpi" ? Algorithm::kRing : Algorithm::kRoundRobin;
+  return Algorithm::kRing;
 }
 
 }  // namespace dpcomm

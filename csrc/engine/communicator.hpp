@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/direct.hpp"
 #include "engine/execute.hpp"
 #include "schedule/schedule.hpp"
 #include "transport/transport.hpp"
@@ -34,7 +35,7 @@ class Communicator {
 
   int rank() const { return transport_->rank(); }
   int size() const { return transport_->size(); }
-  Transport& transport() { return *transport_; }
+  const std::shared_ptr<Transport>& transport() const { return transport_; }
 
   // out[count] = the reduction of all ranks' data[count], after the epilogue; the same bits on
   // every rank.
@@ -52,6 +53,14 @@ class Communicator {
   // On the root, out[count] = the reduction of all ranks' data[count]; `out` of others is not used.
   void reduce(const Arguments& arguments);
 
+  // out[j * count, (j + 1) * count) = rank j's data[rank * count, (rank + 1) * count), not in
+  // place.
+  void all_to_all(const Arguments& arguments);
+
+  // The ranks that give the same color, in the order of `key`, then of rank; nullptr for a negative
+  // color.
+  std::unique_ptr<Communicator> split(int color, int key);
+
   // Returns once every rank has come.
   void barrier();
 
@@ -64,10 +73,14 @@ class Communicator {
  private:
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
+  Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
+  template <class Body>
+  void guarded(const Stamp& stamp, Body body);
   const Schedule& schedule(Operation operation, Algorithm algorithm, int root);
   Algorithm choose(Operation operation, const Arguments& arguments) const;
 
   std::shared_ptr<Transport> transport_;
+  std::unique_ptr<DirectAllReduce> direct_;  // where ranks see each other's memory
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
   std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;

@@ -33,7 +33,7 @@ Loops loops_of(Isa isa) {
       return loops<16>();
     case Isa::kAvx2:
       return loops<8>();
-    default:
+    default:  // no loops of one number at a time: the reference is a backward for each sample
       return loops<4>();
   }
 }

@@ -25,9 +25,13 @@ struct GradBlock {
 // The bound. What a row adds has an L2 norm of at most clip_norm, in exact arithmetic, whether one
 // takes the products factor * g exactly or rounded to float32:
 //
-// - The squares of floats are exact in double and can neither overflow nor vanish, and a sum of n
-//   non-negative doubles, in any order, has a relative error of at most n 2^-53. So the true norm
-//   is at most norm (1 + n 2^-53), and the sum is finite exactly where the row is.
+// - The squares of a row are summed in float32 over four numbers, with four roundings, then in
+//   double. While nothing overflows and the squares' mean is at least 2^-76, so that what is lost
+//   to underflow is below 2^-50 of the sum, flushed to zero or not, the norm is right to
+//   2^-22 + n 2^-53, n being the number of columns.
+// - Out of that range, and where the norm is within 2^-21 of clip_norm, the row is summed again in
+//   double. There squares of floats are exact and can neither overflow nor vanish, and a sum of n
+//   of them, in any order, is right to n 2^-53. It is finite exactly where the row is.
 // - Rounding a product to float32 adds at most 2^-24 of it, or 2^-150 where it is subnormal, hence
 //   to the norm at most 2^-24 of it and 2^-150 sqrt(n).
 // - The factor is the quotient of what that leaves of clip_norm and the upper bound on the norm,

@@ -1,61 +1,15 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "base/error.hpp"
 #include "base/parallel.hpp"
 #include "privacy/clip.hpp"
+#include "privacy/clip_factor.hpp"
 #include "privacy/clip_lanes.hpp"
 
 namespace dpcomm {
 namespace {
-
-// A piece is what one call of the inner loops works on. Its size depends on nothing but the
-// columns, so that the order of each sum does not depend on the threads.
-constexpr std::size_t kPieceMin = 512;
-constexpr std::size_t kPieceMax = 4096;
-constexpr std::size_t kPiecesWanted = 32;
-
-// Rows are taken in groups: the norms of a group first, then its sum, from the cache.
-constexpr std::size_t kGroupBytes = 512 << 10;
-constexpr std::size_t kGroupRowsMin = 4;
-constexpr std::size_t kGroupRowsMax = 64;
-
-struct Piece {
-  const std::byte* data;  // of row 0
-  std::size_t row_bytes;
-  std::size_t count;
-  float* total;
-};
-
-std::vector<Piece> cut(std::span<const GradBlock> blocks, std::size_t element, float* total) {
-  std::vector<Piece> pieces;
-  for (const GradBlock& block : blocks) {
-    const std::size_t even = (block.columns / kPiecesWanted + 63) / 64 * 64;
-    const std::size_t size = std::clamp(even, kPieceMin, kPieceMax);
-    for (std::size_t begin = 0; begin < block.columns; begin += size) {
-      pieces.push_back({.data = static_cast<const std::byte*>(block.data) + begin * element,
-                        .row_bytes = block.row_stride * element,
-                        .count = std::min(size, block.columns - begin),
-                        .total = total + begin});
-    }
-    total += block.columns;
-  }
-  return pieces;
-}
-
-// The largest float that keeps the bound of clip.hpp, for a row of `count` numbers.
-float clip_factor(double norm, std::size_t count, double clip_norm) {
-  const auto n = static_cast<double>(count);
-  const double longest = norm * (1 + (n + 8) * 0x1p-53);
-  if (longest <= clip_norm) return 1;
-  const double left = clip_norm - 0x1p-150 * std::sqrt(n);
-  const double quotient = left / (longest * (1 + 0x1p-24)) * (1 - 0x1p-50);
-  if (!(quotient > 0)) return 0;
-  const auto nearest = static_cast<float>(quotient);
-  return nearest <= quotient ? nearest : std::nextafterf(nearest, 0);
-}
 
 float number_at(DType dtype, const void* row, std::size_t i) {
   switch (dtype) {
@@ -71,16 +25,26 @@ float number_at(DType dtype, const void* row, std::size_t i) {
 }  // namespace
 
 template <>
-double sum_of_squares<1>(DType dtype, const void* row, std::size_t count) {
-  double sums[kSquareSums] = {};
-  for (std::size_t i = 0; i < count; ++i) {
-    const double g = number_at(dtype, row, i);
-    sums[i % kSquareSums] += g * g;
+void sum_squares<1>(DType dtype, const void* row, std::size_t count, std::size_t piece,
+                    double* out) {
+  constexpr std::size_t kStep = kSquareLanes * kSquareChain;
+  for (std::size_t first = 0; first < count; first += piece) {
+    const std::size_t last = std::min(first + piece, count);
+    double sums[kSquareLanes] = {};
+    for (std::size_t begin = first; begin < last; begin += kStep) {
+      float chain[kSquareLanes] = {};
+      for (std::size_t i = begin; i < std::min(begin + kStep, last); ++i) {
+        const float g = number_at(dtype, row, i);
+        float& sum = chain[(i - first) % kSquareLanes];
+        sum = std::fma(g, g, sum);
+      }
+      for (std::size_t k = 0; k < kSquareLanes; ++k) sums[k] += chain[k];
+    }
+    for (std::size_t width = kSquareLanes / 2; width > 0; width /= 2) {
+      for (std::size_t k = 0; k < width; ++k) sums[k] += sums[k + width];
+    }
+    *out++ = sums[0];
   }
-  for (std::size_t width = kSquareSums / 2; width > 0; width /= 2) {
-    for (std::size_t k = 0; k < width; ++k) sums[k] += sums[k + width];
-  }
-  return sums[0];
 }
 
 template <>
@@ -95,23 +59,106 @@ void add_rows<1>(DType dtype, const void* const* rows, const float* factors, std
 
 namespace {
 
+// Threads share the columns, by pieces. A piece's size depends on nothing but the number of
+// columns, so that the order of each sum does not depend on the threads.
+constexpr std::size_t kPieceMin = 512;
+constexpr std::size_t kPieceMax = 4096;
+constexpr std::size_t kPiecesWanted = 32;
+
+// A group of rows stays in the cache from its norms to its sum: in a core's own cache where the
+// rows are short, in the shared one where they are long.
+constexpr std::size_t kGroupBytes = 384 << 10;
+constexpr std::size_t kGroupRowsMin = 4;
+constexpr std::size_t kGroupRowsMax = 64;
+
+// Adjacent pieces of one block.
+struct Columns {
+  const std::byte* data;  // of row 0
+  std::size_t row_bytes;
+  std::size_t count;
+  std::size_t piece;
+  std::size_t first_piece;  // counted over all blocks
+  float* total;
+
+  std::size_t pieces() const { return (count + piece - 1) / piece; }
+  const void* row(std::size_t r) const { return data + r * row_bytes; }
+
+  // The part that lies in pieces [begin, end) of all.
+  Columns part(std::size_t begin, std::size_t end, std::size_t element) const {
+    const std::size_t from = std::clamp(begin, first_piece, first_piece + pieces()) - first_piece;
+    const std::size_t to = std::clamp(end, first_piece, first_piece + pieces()) - first_piece;
+    Columns some = *this;
+    some.data += from * piece * element;
+    some.total += from * piece;
+    some.count = std::min(to * piece, count) - std::min(from * piece, count);
+    some.first_piece += from;
+    return some;
+  }
+};
+
+std::vector<Columns> columns_of(std::span<const GradBlock> blocks, std::size_t element,
+                                float* total) {
+  std::vector<Columns> all;
+  std::size_t pieces = 0;
+  for (const GradBlock& block : blocks) {
+    const std::size_t even = (block.columns / kPiecesWanted + 63) / 64 * 64;
+    all.push_back({.data = static_cast<const std::byte*>(block.data),
+                   .row_bytes = block.row_stride * element,
+                   .count = block.columns,
+                   .piece = std::clamp(even, kPieceMin, kPieceMax),
+                   .first_piece = pieces,
+                   .total = total});
+    pieces += all.back().pieces();
+    total += block.columns;
+  }
+  return all;
+}
+
 struct Loops {
-  decltype(&sum_of_squares<1>) squares;
+  decltype(&sum_squares<1>) squares;
   decltype(&add_rows<1>) add;
 };
 
 Loops loops_of(Isa isa) {
   switch (isa) {
     case Isa::kScalar:
-      return {&sum_of_squares<1>, &add_rows<1>};
+      return {&sum_squares<1>, &add_rows<1>};
     case Isa::kGeneric:
-      return {&sum_of_squares<4>, &add_rows<4>};
+      return {&sum_squares<4>, &add_rows<4>};
     case Isa::kAvx2:
-      return {&sum_of_squares<8>, &add_rows<8>};
+      return {&sum_squares<8>, &add_rows<8>};
     case Isa::kAvx512:
-      return {&sum_of_squares<16>, &add_rows<16>};
+      return {&sum_squares<16>, &add_rows<16>};
   }
   throw UsageError("unknown Isa");
+}
+
+// The squares of floats, and of all that is smaller, are exact in double.
+double exact_squares(std::span<const Columns> blocks, DType dtype, std::size_t row) {
+  double sum = 0;
+  for (const Columns& block : blocks) {
+    for (std::size_t i = 0; i < block.count; ++i) {
+      const double g = number_at(dtype, block.row(row), i);
+      sum += g * g;
+    }
+  }
+  return sum;
+}
+
+struct Norm {
+  double value;
+  double error;  // relative bound
+};
+
+// See "The bound" in clip.hpp. `squares` is the fast sum over the row.
+Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::size_t row,
+             std::size_t columns, double clip_norm) {
+  const auto n = static_cast<double>(columns);
+  const Norm fast{std::sqrt(squares), 0x1p-22 + n * 0x1p-53};
+  const bool in_range = squares >= n * 0x1p-76 && squares < 0x1p100;
+  const bool decided = std::abs(fast.value - clip_norm) > 0x1p-21 * clip_norm;
+  if ((in_range && decided) || std::isnan(squares)) return fast;
+  return {std::sqrt(exact_squares(blocks, dtype, row)), exact_error(columns)};
 }
 
 }  // namespace
@@ -124,21 +171,27 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
   DPCOMM_CHECK(clip_norm > 0 && std::isfinite(clip_norm), UsageError, "clip norm ", clip_norm,
                ": give a positive number");
   const std::size_t element = size_of(dtype);
-  const std::vector<Piece> pieces = cut(blocks, element, total);
-  std::size_t columns = 0;
-  for (const GradBlock& block : blocks) columns += block.columns;
+  const std::vector<Columns> all = columns_of(blocks, element, total);
+  std::size_t columns = 0, pieces = 0;
+  for (const Columns& block : all) {
+    columns += block.count;
+    pieces += block.pieces();
+  }
   std::fill_n(total, columns, 0.0f);
 
   const Loops loops = loops_of(isa);
-  threads = static_cast<int>(std::clamp<std::size_t>(pieces.size(), 1, threads));
-  const auto for_my_pieces = [&](int thread, const auto& work) {
-    const std::size_t end = pieces.size() * (thread + 1) / threads;
-    for (std::size_t p = pieces.size() * thread / threads; p < end; ++p) work(p);
+  threads = static_cast<int>(std::clamp<std::size_t>(pieces, 1, threads));
+  const auto for_columns_of = [&](int thread, const auto& work) {
+    for (const Columns& block : all) {
+      const Columns mine =
+          block.part(pieces * thread / threads, pieces * (thread + 1) / threads, element);
+      if (mine.count > 0) work(mine);
+    }
   };
-  const std::size_t bytes = std::max<std::size_t>(columns * element / threads, 1);
-  const std::size_t group = std::clamp(kGroupBytes / bytes, kGroupRowsMin, kGroupRowsMax);
-  std::vector<double> squares(group * pieces.size());
-  std::vector<std::size_t> kept;  // the finite rows of a group
+  const std::size_t row_bytes = std::max<std::size_t>(columns * element / threads, 1);
+  const std::size_t group = std::clamp(kGroupBytes / row_bytes, kGroupRowsMin, kGroupRowsMax);
+  std::vector<double> squares(group * pieces);
+  std::vector<std::size_t> kept;  // the finite rows of the group
   std::vector<float> factors;
   std::size_t nonfinite = 0;
 
@@ -146,10 +199,9 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
     const std::size_t some = std::min(group, rows - first);
     parallel(threads, [&](int thread) {
       for (std::size_t r = 0; r < some; ++r) {
-        for_my_pieces(thread, [&](std::size_t p) {
-          const Piece& piece = pieces[p];
-          squares[r * pieces.size() + p] =
-              loops.squares(dtype, piece.data + (first + r) * piece.row_bytes, piece.count);
+        for_columns_of(thread, [&](const Columns& mine) {
+          loops.squares(dtype, mine.row(first + r), mine.count, mine.piece,
+                        &squares[r * pieces + mine.first_piece]);
         });
       }
     });
@@ -157,24 +209,21 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
     factors.clear();
     for (std::size_t r = 0; r < some; ++r) {
       double sum = 0;
-      for (std::size_t p = 0; p < pieces.size(); ++p) sum += squares[r * pieces.size() + p];
-      const double norm = std::sqrt(sum);
-      norms[first + r] = norm;
-      if (!std::isfinite(norm)) {
+      for (std::size_t p = 0; p < pieces; ++p) sum += squares[r * pieces + p];
+      const Norm norm = norm_of(sum, all, dtype, first + r, columns, clip_norm);
+      norms[first + r] = norm.value;
+      if (std::isfinite(norm.value)) {
+        kept.push_back(first + r);
+        factors.push_back(clip_factor(norm.value, norm.error, columns, clip_norm));
+      } else {
         ++nonfinite;
-        continue;
       }
-      kept.push_back(first + r);
-      factors.push_back(clip_factor(norm, columns, clip_norm));
     }
     parallel(threads, [&](int thread) {
-      std::vector<const void*> starts(kept.size());
-      for_my_pieces(thread, [&](std::size_t p) {
-        const Piece& piece = pieces[p];
-        for (std::size_t k = 0; k < kept.size(); ++k) {
-          starts[k] = piece.data + kept[k] * piece.row_bytes;
-        }
-        loops.add(dtype, starts.data(), factors.data(), kept.size(), piece.total, piece.count);
+      const void* starts[kGroupRowsMax];
+      for_columns_of(thread, [&](const Columns& mine) {
+        for (std::size_t k = 0; k < kept.size(); ++k) starts[k] = mine.row(kept[k]);
+        loops.add(dtype, starts, factors.data(), kept.size(), mine.total, mine.count);
       });
     });
   }

@@ -7,32 +7,45 @@ namespace dpcomm {
 namespace {
 
 using L = Lanes;
-constexpr int kCount = Lanes::kCount;
+constexpr std::size_t kCount = Lanes::kCount;
+constexpr std::size_t kStep = kSquareLanes * kSquareChain;
 
 template <class T>
-double sum_of_squares(const T* row, std::size_t count) {
-  constexpr std::size_t kStep = kCount / 2;
-  constexpr std::size_t kVectors = kSquareSums / kStep;
-  L::Double sums[kVectors] = {};
+DPCOMM_HD void add_squares(const T* numbers, L::Double* sums) {
+  for (std::size_t lane = 0; lane < kSquareLanes; lane += kCount) {
+    const L::Float first = L::load(numbers + lane);
+    L::Float chain = first * first;
+    for (std::size_t k = 1; k < kSquareChain; ++k) {
+      const L::Float x = L::load(numbers + k * kSquareLanes + lane);
+      chain = L::fma(x, x, chain);
+    }
+    L::add_double(chain, sums + 2 * lane / kCount);
+  }
+}
+
+template <class T>
+double squares_of(const T* row, std::size_t count) {
+  L::Double sums[2 * kSquareLanes / kCount] = {};
   std::size_t i = 0;
-  for (; i + kSquareSums <= count; i += kSquareSums) {
-    for (std::size_t k = 0; k < kVectors; ++k) {
-      sums[k] = L::add_square(sums[k], L::load_double(row + i + k * kStep));
-    }
-  }
+  for (; i + kStep <= count; i += kStep) add_squares(row + i, sums);
   if (i < count) {
-    T rest[kSquareSums] = {};
-    std::memcpy(rest, row + i, (count - i) * sizeof(T));
-    for (std::size_t k = 0; k < kVectors; ++k) {
-      sums[k] = L::add_square(sums[k], L::load_double(rest + k * kStep));
-    }
+    T padded[kStep] = {};
+    std::memcpy(padded, row + i, (count - i) * sizeof(T));
+    add_squares(padded, sums);
   }
-  double partial[kSquareSums];
+  double partial[kSquareLanes];
   std::memcpy(partial, sums, sizeof partial);
-  for (std::size_t width = kSquareSums / 2; width > 0; width /= 2) {
+  for (std::size_t width = kSquareLanes / 2; width > 0; width /= 2) {
     for (std::size_t k = 0; k < width; ++k) partial[k] += partial[k + width];
   }
   return partial[0];
+}
+
+template <class T>
+void sum_squares(const void* data, std::size_t count, std::size_t piece, double* sums) {
+  const T* row = static_cast<const T*>(data);
+  for (; count > piece; count -= piece, row += piece) *sums++ = squares_of(row, piece);
+  *sums = squares_of(row, count);
 }
 
 // kRows rows in one pass over the total.
@@ -50,17 +63,17 @@ void add_some(const void* const* rows, const float* factors, float* total, std::
     for (int r = 0; r < kRows; ++r) sum = L::fma(factor[r], L::load(row[r] + i), sum);
     L::store(total + i, sum);
   }
-  if (i < count) {
-    float rest[kCount] = {};
-    std::memcpy(rest, total + i, (count - i) * sizeof(float));
-    L::Float sum = L::load(rest);
+  if (const std::size_t rest = count - i; rest > 0) {
+    float end[kCount] = {};
+    std::memcpy(end, total + i, rest * sizeof(float));
+    L::Float sum = L::load(end);
     for (int r = 0; r < kRows; ++r) {
-      T end[kCount] = {};
-      std::memcpy(end, row[r] + i, (count - i) * sizeof(T));
-      sum = L::fma(factor[r], L::load(end), sum);
+      T padded[kCount] = {};
+      std::memcpy(padded, row[r] + i, rest * sizeof(T));
+      sum = L::fma(factor[r], L::load(padded), sum);
     }
-    L::store(rest, sum);
-    std::memcpy(total + i, rest, (count - i) * sizeof(float));
+    L::store(end, sum);
+    std::memcpy(total + i, end, rest * sizeof(float));
   }
 }
 
@@ -68,6 +81,7 @@ template <class T>
 void add_rows(const void* const* rows, const float* factors, std::size_t row_count, float* total,
               std::size_t count) {
   std::size_t r = 0;
+  for (; r + 8 <= row_count; r += 8) add_some<8, T>(rows + r, factors + r, total, count);
   for (; r + 4 <= row_count; r += 4) add_some<4, T>(rows + r, factors + r, total, count);
   for (; r < row_count; ++r) add_some<1, T>(rows + r, factors + r, total, count);
 }
@@ -75,14 +89,15 @@ void add_rows(const void* const* rows, const float* factors, std::size_t row_cou
 }  // namespace
 
 template <>
-double sum_of_squares<kCount>(DType dtype, const void* row, std::size_t count) {
+void sum_squares<kCount>(DType dtype, const void* row, std::size_t count, std::size_t piece,
+                         double* sums) {
   switch (dtype) {
     case DType::kBFloat16:
-      return sum_of_squares(static_cast<const BFloat16*>(row), count);
+      return sum_squares<BFloat16>(row, count, piece, sums);
     case DType::kFloat16:
-      return sum_of_squares(static_cast<const Float16*>(row), count);
+      return sum_squares<Float16>(row, count, piece, sums);
     default:
-      return sum_of_squares(static_cast<const float*>(row), count);
+      return sum_squares<float>(row, count, piece, sums);
   }
 }
 

@@ -69,16 +69,21 @@ struct Lanes {
   DPCOMM_HD static Float from_bits(Word a) { return reinterpret_cast<Float>(a); }
 
   DPCOMM_HD static Float load(const float* from) { return read<Float>(from); }
-  DPCOMM_HD static Float load(const BFloat16* from) { return widen<Float, Word, Short>(from); }
-  DPCOMM_HD static Float load(const Float16* from) { return widen<Float, Word, Short>(from); }
+  DPCOMM_HD static Float load(const BFloat16* from) {
+    return from_bits(__builtin_convertvector(read<Short>(from), Word) << 16);
+  }
+  DPCOMM_HD static Float load(const Float16* from) {  // as to_float in base/dtype.cpp
+    const Word half = __builtin_convertvector(read<Short>(from), Word);
+    const Word shifted = (half & 0x7fffu) << 13;
+    const Word finite = bits(from_bits(shifted) * 0x1p112f);
+    const Word magnitude = (half & 0x7fffu) >= 0x7c00u ? shifted | 0x7f800000u : finite;
+    return from_bits(magnitude | (half & 0x8000u) << 16);
+  }
   DPCOMM_HD static void store(float* to, Float a) { std::memcpy(to, &a, sizeof a); }
 
+  // kCount / 2 numbers.
   DPCOMM_HD static Double load_double(const float* from) {
-    return __builtin_convertvector(read<HalfFloat>(from), Double);
-  }
-  template <class T>
-  DPCOMM_HD static Double load_double(const T* from) {
-    return __builtin_convertvector((widen<HalfFloat, HalfWord, HalfShort>(from)), Double);
+    return to_double(read<HalfFloat>(from));
   }
 
   // sum + a^2. The square of a float is exact in double, so that fusing changes no bit.
@@ -92,6 +97,14 @@ struct Lanes {
 #endif
   }
 
+  // Adds the first half of `a` to sums[0], the second to sums[1].
+  DPCOMM_HD static void add_double(Float a, Double* sums) {
+    HalfFloat halves[2];
+    std::memcpy(halves, &a, sizeof a);
+    sums[0] += to_double(halves[0]);
+    sums[1] += to_double(halves[1]);
+  }
+
   // 0, 1, 2, …
   DPCOMM_HD static Word iota() {
     Word result;
@@ -100,31 +113,22 @@ struct Lanes {
   }
 
  private:
-  typedef std::uint16_t Short __attribute__((vector_size(2 * kCount)));
   typedef float HalfFloat __attribute__((vector_size(2 * kCount)));
-  typedef std::uint32_t HalfWord __attribute__((vector_size(2 * kCount)));
-  typedef std::uint16_t HalfShort __attribute__((vector_size(kCount)));
+  typedef std::uint16_t Short __attribute__((vector_size(2 * kCount)));
+
+  DPCOMM_HD static Double to_double(HalfFloat a) {
+#if defined(__AVX512F__) && DPCOMM_LANES == 16
+    return _mm512_cvtps_pd(a);
+#else
+    return __builtin_convertvector(a, Double);
+#endif
+  }
 
   template <class Vector>
   DPCOMM_HD static Vector read(const void* from) {
     Vector result;
     std::memcpy(&result, from, sizeof result);
     return result;
-  }
-
-  template <class F, class W, class S>
-  DPCOMM_HD static F widen(const BFloat16* from) {
-    return reinterpret_cast<F>(__builtin_convertvector(read<S>(from), W) << 16);
-  }
-
-  // As to_float(Float16) in base/dtype.cpp.
-  template <class F, class W, class S>
-  DPCOMM_HD static F widen(const Float16* from) {
-    const W half = __builtin_convertvector(read<S>(from), W);
-    const W shifted = (half & 0x7fffu) << 13;
-    const W finite = reinterpret_cast<W>(reinterpret_cast<F>(shifted) * 0x1p112f);
-    const W magnitude = (half & 0x7fffu) >= 0x7c00u ? shifted | 0x7f800000u : finite;
-    return reinterpret_cast<F>(magnitude | (half & 0x8000u) << 16);
   }
 };
 

@@ -107,6 +107,23 @@ class MpiTransport final : public Transport {
     wait(stamp, rest);
   }
 
+  std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override {
+    MPI_Group all, some;
+    MPI_Comm comm;
+    check(MPI_Comm_group(comm_, &all), "MPI_Comm_group");
+    check(MPI_Group_incl(all, int_of(members.size()), members.data(), &some), "MPI_Group_incl");
+    check(MPI_Comm_create_group(comm_, some, static_cast<int>(stamp.sequence % 32768), &comm),
+          "MPI_Comm_create_group");
+    check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    MPI_Group_free(&all);
+    MPI_Group_free(&some);
+    const auto place = std::find(members.begin(), members.end(), rank()) - members.begin();
+    auto made = std::make_shared<MpiTransport>(comm, static_cast<int>(place),
+                                               int_of(members.size()), crowded_, timeout());
+    made->on_wait(wait_callback());
+    return made;
+  }
+
   void abort(FailureKind kind, std::string_view reason) noexcept override {
     if (!running() || aborted_) return;
     aborted_ = true;
@@ -258,11 +275,16 @@ int size() {
   return value;
 }
 
-bool one_host() {
-  int together = neighbours() == size();
-  check(MPI_Allreduce(MPI_IN_PLACE, &together, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD),
-        "MPI_Allreduce");
-  return together;
+int hosts() {
+  MPI_Comm host;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+        "MPI_Comm_split_type");
+  int place = 0;
+  MPI_Comm_rank(host, &place);
+  MPI_Comm_free(&host);
+  int count = place == 0;
+  check(MPI_Allreduce(MPI_IN_PLACE, &count, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
+  return count;
 }
 
 std::string broadcast(std::string text) {

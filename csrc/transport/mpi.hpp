@@ -17,7 +17,7 @@ void finish();
 bool running();  // initialised and not finalised
 int rank();
 int size();
-bool one_host();                          // collective
+int hosts();                              // that the ranks are on; collective
 std::string broadcast(std::string text);  // collective, from rank 0
 std::string library();                    // name and version of the MPI
 [[noreturn]] void abort(int code);        // ends every process of the job

@@ -26,6 +26,13 @@ std::size_t capacity_for(int size) {
                     std::size_t{256} << 10);
 }
 
+std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+std::size_t physical_memory() {
+  return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 4096 *
+         4096;
+}
+
 int cores() {
   cpu_set_t set;
   return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
@@ -58,10 +65,17 @@ std::string describe_doing(std::uint64_t doing) {
   return concat(name_of(static_cast<Operation>(doing & 0xff)), " #", doing >> 8);
 }
 
-std::size_t Segment::bytes_for(int size) {
+Segment::Layout::Layout(int size, bool threads) {
   const std::size_t ranks = size;
-  return sizeof(Failure) + ranks * sizeof(Member) +
-         ranks * ranks * (sizeof(Stream) + capacity_for(size));
+  capacity = capacity_for(size);
+  arena_bytes = threads ? 0 : physical_memory();
+  members = sizeof(Failure);
+  streams = members + ranks * sizeof(Member);
+  bytes = streams + ranks * ranks * sizeof(Stream);
+  tickets = bytes + ranks * ranks * capacity;
+  boards = tickets + sizeof(Tickets);
+  arenas = whole_pages(boards + ranks * sizeof(Board));
+  end = arenas + ranks * arena_bytes;
 }
 
 // Zeroed memory is a valid start for every object in it, so that no rank must come first.
@@ -70,20 +84,21 @@ Segment::Segment(std::byte* base, int size, bool threads)
       size_(size),
       threads_(threads),
       crowded_(size > cores()),
-      capacity_(capacity_for(size)) {}
+      layout_(size, threads) {}
 
-Segment::~Segment() { ::munmap(base_, bytes_for(size_)); }
+Segment::~Segment() { ::munmap(base_, layout_.end); }
 
 std::shared_ptr<Segment> Segment::of_threads(int size) {
-  void* base = ::mmap(nullptr, bytes_for(size), PROT_READ | PROT_WRITE,
+  const std::size_t bytes = Layout(size, true).end;
+  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "cannot map ", bytes_for(size), " bytes for ",
-               size, " ranks: ", std::strerror(errno));
+  DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "cannot map ", bytes, " bytes for ", size,
+               " ranks: ", std::strerror(errno));
   return std::shared_ptr<Segment>(new Segment(static_cast<std::byte*>(base), size, true));
 }
 
 std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
-  const std::size_t bytes = bytes_for(meeting.size);
+  const std::size_t bytes = Layout(meeting.size, false).end;
   const int memory = share_memory(meeting, bytes);
   void* base =
       ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory, 0);
@@ -97,11 +112,6 @@ std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
   self.pid = ::getpid();
   segment->await_members(meeting);
   return segment;
-}
-
-std::byte* Segment::stream_bytes(int from, int to) {
-  std::byte* first = reinterpret_cast<std::byte*>(streams() + size_ * size_);
-  return first + static_cast<std::size_t>(from * size_ + to) * capacity_;
 }
 
 void Segment::await_members(const Meeting& meeting) {

@@ -9,6 +9,7 @@
 
 #include "transport/bell.hpp"
 #include "transport/rendezvous.hpp"
+#include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
 
 namespace dpcomm {
@@ -36,8 +37,20 @@ struct Stream {
   alignas(64) std::atomic<std::uint64_t> read{0};
 };
 
-// The memory that the ranks of one host share: members, the failure, and a stream for each ordered
-// pair. For threads of one process it is plain memory; for processes see rendezvous.hpp.
+// What a rank shows in direct collectives.
+struct Board {
+  Entry entries[2];
+  alignas(64) std::atomic<std::uint64_t> met{0};
+};
+
+struct Tickets {
+  alignas(64) std::atomic<std::uint64_t> next[2]{};
+};
+
+// The memory that the ranks of one host share: members, the failure, a stream for each ordered
+// pair, boards, and an arena of each rank. For threads of one process it is plain memory, and has
+// no arenas, for they see all of each other's; for processes see rendezvous.hpp. Pages that nobody
+// touches take no memory: an arena may be as large as the machine's.
 class Segment {
  public:
   static std::shared_ptr<Segment> of_threads(int size);
@@ -51,8 +64,15 @@ class Segment {
   Failure& failure() { return *reinterpret_cast<Failure*>(base_); }
   Member& member(int rank) { return members()[rank]; }
   Stream& stream(int from, int to) { return streams()[from * size_ + to]; }
-  std::byte* stream_bytes(int from, int to);
-  std::size_t stream_capacity() const { return capacity_; }
+  std::byte* stream_bytes(int from, int to) {
+    return base_ + layout_.bytes + (from * size_ + to) * layout_.capacity;
+  }
+  std::size_t stream_capacity() const { return layout_.capacity; }
+  Board& board(int rank) { return reinterpret_cast<Board*>(base_ + layout_.boards)[rank]; }
+  Tickets& tickets() { return *reinterpret_cast<Tickets*>(base_ + layout_.tickets); }
+  std::byte* arena(int rank) { return base_ + layout_.arenas + rank * layout_.arena_bytes; }
+  std::size_t arena_bytes() const { return layout_.arena_bytes; }
+  std::byte* base() { return base_; }
 
   // Says that `rank` is done here. A forked copy of its process says nothing.
   void leave(int rank);
@@ -61,17 +81,23 @@ class Segment {
   std::string gone(int rank);
 
  private:
+  struct Layout {  // offsets from the base
+    Layout(int size, bool threads);
+    std::size_t capacity;  // of a stream
+    std::size_t arena_bytes;
+    std::size_t members, streams, bytes, tickets, boards, arenas, end;
+  };
+
   Segment(std::byte* base, int size, bool threads);
   void await_members(const Meeting& meeting);  // until every rank has said who it is
-  static std::size_t bytes_for(int size);
-  Member* members() { return reinterpret_cast<Member*>(base_ + sizeof(Failure)); }
-  Stream* streams() { return reinterpret_cast<Stream*>(members() + size_); }
+  Member* members() { return reinterpret_cast<Member*>(base_ + layout_.members); }
+  Stream* streams() { return reinterpret_cast<Stream*>(base_ + layout_.streams); }
 
   std::byte* base_;
   int size_;
   bool threads_;
   bool crowded_;
-  std::size_t capacity_;
+  Layout layout_;
 };
 
 inline std::uint64_t pack_doing(const Stamp& stamp) {

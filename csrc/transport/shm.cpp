@@ -23,31 +23,51 @@ bool all_done(std::span<const Message> messages, const std::vector<Progress>& pr
 
 }  // namespace
 
-ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string_view name, int rank,
+ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string key, int rank,
                            double timeout)
     : Transport(rank, segment->size(), timeout),
       segment_(std::move(segment)),
-      name_(name),
+      key_(std::move(key)),
+      threads_(segment_->arena_bytes() == 0),
+      arena_(segment_->arena(rank) + (threads_ ? 0 : 2 * kStagingBytes),
+             threads_ ? 0 : segment_->arena_bytes() - 2 * kStagingBytes),
+      amid_(size()),
       busy_(size()) {}
 
 void ShmTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                             std::span<const Incoming> receives) {
   check_failure();
-  Member& self = segment_->member(rank());
-  self.doing.store(pack_doing(stamp), std::memory_order_relaxed);
+  segment_->member(rank()).doing.store(pack_doing(stamp), std::memory_order_relaxed);
   sent_.assign(sends.size(), {});
   received_.assign(receives.size(), {});
+  const auto look = [&] {
+    const bool moved = move_all(stamp, sends, receives);
+    if (all_done(sends, sent_) && all_done(receives, received_)) return Look::kDone;
+    return moved ? Look::kMoved : Look::kNothing;
+  };
+  const auto peers = [&](const auto& ask) {
+    for (std::size_t i = 0; i < receives.size(); ++i) {
+      if (!received_[i].done) ask(receives[i].peer);
+    }
+    for (std::size_t i = 0; i < sends.size(); ++i) {
+      if (!sent_[i].done) ask(sends[i].peer);
+    }
+  };
+  wait(stamp, look, peers);
+}
 
+template <class LookFn, class PeersFn>
+void ShmTransport::wait(const Stamp& stamp, LookFn look, PeersFn peers) {
+  Bell& bell = segment_->member(rank()).bell;
   Patience patience(!segment_->crowded());
   bool armed = false;
   std::uint32_t seen = 0;
   Clock::time_point idle_since{};
   for (;;) {
-    const bool moved = move_all(stamp, sends, receives);
-    const bool done = all_done(sends, sent_) && all_done(receives, received_);
-    if (moved || done) {
-      if (armed) self.bell.disarm();
-      if (done) return;
+    const Look found = look();
+    if (found != Look::kNothing) {
+      if (armed) bell.disarm();
+      if (found == Look::kDone) return;
       armed = false;
       idle_since = {};
       patience.reset();
@@ -55,30 +75,30 @@ void ShmTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends,
     }
     if (!armed) {
       if (patience.rest()) continue;
-      seen = self.bell.arm();  // and look once more
+      seen = bell.arm();  // and look once more
       armed = true;
       continue;
     }
     if (idle_since == Clock::time_point{}) idle_since = Clock::now();
-    self.bell.sleep(seen, kSlice);
-    self.bell.disarm();
+    bell.sleep(seen, kSlice);
+    bell.disarm();
     armed = false;
 
     check_failure();
-    check_peers(stamp, receives);
+    check_peers(stamp);
     waiting();
     int awaited = -1;
     std::string fate;
-    const auto ask = [&](int peer, const Progress& progress) {
-      if (progress.done || !fate.empty()) return;
-      if (awaited < 0) awaited = peer;
+    peers([&](int peer) {
+      if (!fate.empty()) return;
       fate = segment_->gone(peer);
-      if (!fate.empty()) awaited = peer;
-    };
-    for (std::size_t i = 0; i < receives.size(); ++i) ask(receives[i].peer, received_[i]);
-    for (std::size_t i = 0; i < sends.size(); ++i) ask(sends[i].peer, sent_[i]);
-    // What it sent before it went is still there to be read.
-    if (!fate.empty() && !move_all(stamp, sends, receives)) {
+      if (awaited < 0 || !fate.empty()) awaited = peer;
+    });
+    if (!fate.empty()) {
+      // What it sent before it went is still there to be read.
+      const Look last = look();
+      if (last == Look::kDone) return;
+      if (last == Look::kMoved) continue;
       check_failure();
       throw lost_peer_error(*this, stamp, awaited, fate);
     }
@@ -102,6 +122,7 @@ bool ShmTransport::move_all(const Stamp& stamp, std::span<const Outgoing> sends,
     if (received_[i].done || busy_[receives[i].peer]) continue;
     moved |= pull(stamp, receives[i], received_[i]);
     busy_[receives[i].peer] = !received_[i].done;
+    amid_[receives[i].peer] = received_[i].begun && !received_[i].done;
   }
   return moved;
 }
@@ -182,11 +203,7 @@ void ShmTransport::check_failure() const {
 
 // Ranks in different collectives may all wait for messages that nobody sends or reads. What a peer
 // says that it does, and what it sent and we did not ask for, tells.
-void ShmTransport::check_peers(const Stamp& stamp, std::span<const Incoming> receives) const {
-  std::vector<bool> amid(size());  // in the middle of a message: what comes next is no header
-  for (std::size_t i = 0; i < receives.size(); ++i) {
-    if (received_[i].begun && !received_[i].done) amid[receives[i].peer] = true;
-  }
+void ShmTransport::check_peers(const Stamp& stamp) const {
   for (int peer = 0; peer < size(); ++peer) {
     if (peer == rank()) continue;
     const std::uint64_t doing = segment_->member(peer).doing.load(std::memory_order_relaxed);
@@ -196,7 +213,7 @@ void ShmTransport::check_peers(const Stamp& stamp, std::span<const Incoming> rec
     }
     const Stream& stream = segment_->stream(peer, rank());
     const std::uint64_t read = stream.read.load(std::memory_order_relaxed);
-    if (amid[peer] || stream.written.load() == read) continue;
+    if (amid_[peer] || stream.written.load() == read) continue;
     Header header;
     std::memcpy(&header, segment_->stream_bytes(peer, rank()) + read % segment_->stream_capacity(),
                 kLine);
@@ -215,20 +232,121 @@ void ShmTransport::abort(FailureKind kind, std::string_view reason) noexcept {
     failure.reason[reason.copy(failure.reason, sizeof(failure.reason) - 1)] = '\0';
     failure.state.store(2, std::memory_order_release);
   }
-  for (int peer = 0; peer < size(); ++peer) segment_->member(peer).bell.ring();
+  ring_all();
+}
+
+void ShmTransport::ring_all() {
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer != rank()) segment_->member(peer).bell.ring();
+  }
+}
+
+std::uint64_t ShmTransport::token(const void* data, std::size_t bytes) const {
+  if (threads_) return reinterpret_cast<std::uintptr_t>(data);
+  if (!arena_.holds(data, bytes)) return kPrivate;
+  return static_cast<std::uint64_t>(static_cast<const std::byte*>(data) - segment_->base());
+}
+
+std::byte* ShmTransport::at(std::uint64_t token) const {
+  return threads_ ? reinterpret_cast<std::byte*>(token) : segment_->base() + token;
+}
+
+void ShmTransport::post(const Stamp& stamp) {
+  Member& self = segment_->member(rank());
+  check_failure();
+  self.doing.store(pack_doing(stamp), std::memory_order_relaxed);
+  Entry& entry = own();
+  entry.fingerprint = fingerprint(stamp);
+  entry.stamp = stamp;
+  ++directs_;
+  // Nobody takes tickets of the next collective before this post, nor of the last one after it.
+  if (rank() == 0) segment_->tickets().next[(directs_ + 1) % 2].store(0, std::memory_order_relaxed);
+  entry.posted.store(directs_);
+  ring_all();
+}
+
+void ShmTransport::await_entries(const Stamp& stamp) {
+  await_all(stamp, directs_,
+            [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {
+              return segment.board(peer).entries[number % 2].posted;
+            });
+  const std::uint64_t expected = fingerprint(stamp);
+  for (int peer = 0; peer < size(); ++peer) {
+    if (entry(peer).fingerprint != expected) {
+      check_same(stamp, 0, {entry(peer).stamp, 0}, peer);
+    }
+  }
+}
+
+void ShmTransport::meet(const Stamp& stamp) {
+  segment_->board(rank()).met.store(++meetings_);
+  ring_all();
+  await_all(stamp, meetings_,
+            [](Segment& segment, int peer, std::uint64_t) -> std::atomic<std::uint64_t>& {
+              return segment.board(peer).met;
+            });
+}
+
+void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
+                             std::atomic<std::uint64_t>& (*counter)(Segment&, int, std::uint64_t)) {
+  int peer = 0;
+  const auto look = [&] {
+    const int before = peer;
+    while (peer < size() && counter(*segment_, peer, target).load() >= target) ++peer;
+    if (peer == size()) return Look::kDone;
+    return peer > before ? Look::kMoved : Look::kNothing;
+  };
+  const auto peers = [&](const auto& ask) {
+    for (int rest = peer; rest < size(); ++rest) {
+      if (counter(*segment_, rest, target).load() < target) ask(rest);
+    }
+  };
+  wait(stamp, look, peers);
+}
+
+std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,
+                                               const std::vector<int>& members) {
+  const int count = static_cast<int>(members.size());
+  const int place =
+      static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
+  if (!threads_) {
+    const std::string key = concat(key_, ".", stamp.sequence, ".", members[0]);
+    std::shared_ptr<Transport> made =
+        shm_transport({key, place, count, timeout(), wait_callback()}, timeout());
+    made->on_wait(wait_callback());
+    return made;
+  }
+  // The first thread makes the memory and shows it to the others.
+  std::shared_ptr<Segment> segment;
+  const std::shared_ptr<Segment>* shown = &segment;
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  if (place == 0) {
+    segment = Segment::of_threads(count);
+    for (int peer : members) {
+      if (peer != rank()) sends.push_back({peer, &shown, sizeof(shown)});
+    }
+  } else {
+    receives.push_back({members[0], &shown, sizeof(shown)});
+  }
+  exchange(stamp, sends, receives);
+  auto made = std::make_shared<ShmTransport>(*shown, "", place, timeout());
+  made->meet(stamp);  // the first may now let go of what it showed
+  made->on_wait(wait_callback());
+  return made;
 }
 
 std::vector<std::shared_ptr<Transport>> local_transports(int size, double timeout) {
   const std::shared_ptr<Segment> segment = Segment::of_threads(size);
   std::vector<std::shared_ptr<Transport>> ranks;
   for (int rank = 0; rank < size; ++rank) {
-    ranks.push_back(std::make_shared<ShmTransport>(segment, "local", rank, timeout));
+    ranks.push_back(std::make_shared<ShmTransport>(segment, "", rank, timeout));
   }
   return ranks;
 }
 
 std::shared_ptr<Transport> shm_transport(const Meeting& meeting, double timeout) {
-  return std::make_shared<ShmTransport>(Segment::of_processes(meeting), "shm", meeting.rank,
+  return std::make_shared<ShmTransport>(Segment::of_processes(meeting), meeting.key, meeting.rank,
                                         timeout);
 }
 

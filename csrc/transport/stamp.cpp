@@ -1,5 +1,7 @@
 #include "transport/stamp.hpp"
 
+#include <cstring>
+
 #include "base/error.hpp"
 
 namespace dpcomm {
@@ -22,8 +24,22 @@ std::string_view name_of(Operation operation) {
       return "all_to_all";
     case Operation::kBarrier:
       return "barrier";
+    case Operation::kSplit:
+      return "split";
   }
   return "an unknown operation";
+}
+
+std::uint64_t fingerprint(const Stamp& stamp) {
+  static_assert(sizeof(Stamp) % sizeof(std::uint64_t) == 0);
+  std::uint64_t words[sizeof(Stamp) / sizeof(std::uint64_t)];
+  std::memcpy(words, &stamp, sizeof(words));
+  std::uint64_t hash = 0;
+  for (std::uint64_t word : words) {  // Steele's multiply and xor-shift, as in SplitMix64
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 32;
+  }
+  return hash;
 }
 
 std::string describe(const Stamp& stamp) {

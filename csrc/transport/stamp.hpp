@@ -18,7 +18,8 @@ enum class Operation : std::uint8_t {
   kBroadcast,
   kReduce,
   kAllToAll,
-  kBarrier
+  kBarrier,
+  kSplit
 };
 
 std::string_view name_of(Operation operation);
@@ -45,6 +46,9 @@ struct Header {
   std::uint64_t bytes = 0;  // of what follows
 };
 static_assert(sizeof(Header) == 64);
+
+// Tells stamps that differ in what ranks must agree on, as good as surely.
+std::uint64_t fingerprint(const Stamp& stamp);
 
 // "all_reduce #12 (1000 float32, sum, ring, root 0)": what both sides must agree on.
 std::string describe(const Stamp& stamp);

@@ -2,12 +2,15 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
+#include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
 
 namespace dpcomm {
@@ -48,6 +51,13 @@ class Transport {
   virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
 
+  // Direct access to the peers' memory, where there is one.
+  virtual SharedMemory* shared_memory() { return nullptr; }
+
+  // A transport among `members`: ranks of this one, in the order of the new one, this rank among
+  // them. Each member calls it, in the collective that the stamp names.
+  virtual std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) = 0;
+
   // Ends every rank's present and later exchanges with `reason`. The first call of all ranks
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
@@ -63,6 +73,8 @@ class Transport {
   void waiting() const {
     if (on_wait_) on_wait_();
   }
+
+  const std::function<void()>& wait_callback() const { return on_wait_; }
 
  private:
   int rank_;

@@ -28,6 +28,7 @@ from dpcomm.data.encode import Transformation
 from dpcomm.data.java import JavaError
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
+from dpcomm.data.stats import Statistics, Sums, add
 from dpcomm.data.store import Job, Shard
 
 if TYPE_CHECKING:
@@ -66,28 +67,51 @@ def prepare(
     shards: int = 8,
     parquet: bool = False,
     overwrite: bool = False,
+    stats: Statistics = Statistics(),  # noqa: B008 - frozen
+    ledger: Path | None = None,
 ) -> dict[str, Any]:
     """Prepares `source` into `output` and returns the manifest.
 
-    With a session, on Spark; without, on the embedded engine. Raises DataError when the input
-    cannot be right, and then publishes nothing.
+    With a session, on Spark; without, on the embedded engine. What private statistics cost is
+    appended to the file `ledger` before they are drawn, and stands in the manifest. Raises
+    DataError when the input cannot be right, and then publishes nothing.
     """
     job = Job(schema, output, shards, parquet)
-    into = Transformation(schema)
+    charge = stats.entry(schema)
+    into = Transformation(schema) if stats.kind == "public" else None
+
+    def resolve(sums: Sums) -> Transformation:
+        if charge is not None and ledger is not None:
+            _append(ledger, charge)
+        return Transformation(schema, stats.means(schema, sums))
+
     if spark is None:
         parts, counts = embedded.collect(job, source)
         store.begin(job, overwrite)
+        into = into or resolve(add((job.sums(own) for own in parts), schema))
         written = embedded.write(job, parts, into, counts)
     else:
         batch_rows = spark.conf.get(_ARROW_ROWS) or "10000"
-        spark.conf.set(_ARROW_ROWS, str(embedded.ROWS))
+        spark.conf.set(_ARROW_ROWS, str(store.CHUNK))
         try:
             rows = _cleaned(spark, job, source)
             store.begin(job, overwrite)
+            if into is None:
+                rows = rows.persist()
+                into = resolve(_sums(rows, job))
             written, counts = _write(rows, job, into)
+            rows.unpersist()
         finally:
             spark.conf.set(_ARROW_ROWS, batch_rows)
-    return store.publish(job, written, counts, into, {"stats": "public", "ledger": []})
+    privacy = {"stats": stats.kind, "ledger": [] if charge is None else [charge]}
+    return store.publish(job, written, counts, into, privacy)
+
+
+def _append(ledger: Path, entry: dict[str, Any]) -> None:
+    with ledger.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
@@ -152,6 +176,15 @@ def _cleaning(job: Job, layout: Layout | None, split: str | None) -> ArrowFuncti
     return clean
 
 
+def _sums(rows: DataFrame, job: Job) -> Sums:
+    def sums(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parts = [part for batch in batches for _, part in job.unpack(batch, Counts())]
+        yield pa.record_batch({"sums": [json.dumps(job.sums(parts))]})
+
+    found = rows.mapInArrow(sums, "sums string").collect()
+    return add((json.loads(row.sums) for row in found), job.schema)
+
+
 def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard], Counts]:
     from pyspark.errors import PySparkException
 
@@ -195,8 +228,13 @@ def report(manifest: dict[str, Any]) -> str:
     ]
     for kind in ("dropped", "repaired", "imputed"):
         lines += [f"  {kind:8} {n:>9,}  {reason}" for reason, n in counts[kind].items()]
-    stats = manifest["privacy"]["stats"]
-    return "\n".join([*lines, f"statistics: {stats}. These counts are exact: not for publication."])
+    covered = {
+        "public": "statistics: none; bounds and imputed values are public",
+        "dp": f"statistics: private, charged: {manifest['privacy']['ledger']}",
+        "exact": "statistics: EXACT, not covered by any epsilon",
+    }
+    lines.append(covered[manifest["privacy"]["stats"]])
+    return "\n".join([*lines, "These counts are exact: they are not for publication."])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,6 +247,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, default=8, help="files a split (8)")
     parser.add_argument("--parquet", action="store_true", help="write Parquet beside the shards")
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared folder")
+    parser.add_argument(
+        "--stats",
+        choices=("public", "dp", "exact"),
+        default="public",
+        help="where means come from: none are used (public), or they are private, or not covered",
+    )
+    parser.add_argument("--epsilon", type=float, help="budget of --stats dp")
+    parser.add_argument("--ledger", type=Path, help="file that --stats dp is charged to")
     options = parser.parse_args(arguments)
     if options.engine == "polars" and options.master:
         parser.error("--master is Spark's; leave it out or use --engine spark")
@@ -223,6 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
             shards=options.shards,
             parquet=options.parquet,
             overwrite=options.overwrite,
+            stats=Statistics(options.stats, options.epsilon),
+            ledger=options.ledger,
         )
     except (SchemaError, DataError) as error:
         print(f"dpcomm.data.prepare: {error}", file=sys.stderr)

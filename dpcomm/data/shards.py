@@ -27,7 +27,7 @@ class Dataset:
     """One split. Record i in [0, records) is row i of the shards laid end to end.
 
     A row holds `features` float32 and then the label, as a float32 that is the code's place in
-    `classes`. `manifest["privacy"]` says what preparation spent; training must count it.
+    `classes`. What preparation spent is in `ledger`; training must count it.
     """
 
     shards: tuple[np.ndarray, ...]
@@ -50,6 +50,18 @@ class Dataset:
     @property
     def classes(self) -> list[str]:
         return self.manifest["classes"]
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """What preparation spent, as entries for the ledger that training charges."""
+        return self.manifest["privacy"]["ledger"]
+
+    @property
+    def warning(self) -> str | None:
+        """What training must say at its start: that its epsilon does not cover all."""
+        if self.manifest["privacy"]["stats"] != "exact":
+            return None
+        return "the data were prepared with exact statistics, which epsilon does not cover"
 
     def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The rows of the records `ids`, in their order: [len(ids), features + 1] float32.

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dpcomm.data import keys as keys_
+from dpcomm.data import stats
 from dpcomm.data.clean import Cleaned, Counts, record_dtype
 from dpcomm.data.encode import Transformation
 from dpcomm.data.schema import DataError, Schema
@@ -100,10 +101,11 @@ class Job:
         place = self.shard_of(keys) * len(SPLITS) + self.split_of(keys, split)
         order = np.argsort(place.astype(np.uint32), kind="stable")
         ends = np.searchsorted(place[order], np.arange(self.shards * len(SPLITS) + 1))
+        keys, records = keys[order], _take(cleaned.records, order)
         for i, (a, b) in enumerate(pairwise(ends)):
             if a < b:
                 shard, name = divmod(i, len(SPLITS))
-                yield shard, Part(SPLITS[name], keys[order[a:b]], cleaned.records[order[a:b]])
+                yield shard, Part(SPLITS[name], keys[a:b], records[a:b])
 
     def rows(self, cleaned: Cleaned, split: str | None) -> pa.RecordBatch:
         """The parts as rows to be shuffled: many records a row, for Spark's cost is by the row."""
@@ -132,6 +134,12 @@ class Job:
                 keys = np.frombuffer(row["keys"], np.int64)
                 records = np.frombuffer(row["records"], dtype)
                 yield row["shard"], Part(SPLITS[row["split"]], keys, records)
+
+    def sums(self, parts: Iterable[Part]) -> stats.Sums:
+        """What the statistics need of one shard: of its training records, bounded per unit."""
+        train = (part for part in parts if part.split == "train")
+        records = (records for _, records in ordered(train, self.schema, Counts()))
+        return stats.sums(records, self.schema)
 
     def write_shard(
         self, shard: int, parts: Iterable[Part], into: Transformation, counts: Counts
@@ -164,7 +172,7 @@ def ordered(
         keys = np.concatenate([part.keys for part in own])
         records = np.concatenate([part.records for part in own])
         order = np.argsort(keys, kind="stable")
-        keys, records = keys[order], records[order]
+        keys, records = keys[order], _take(records, order)
         first = np.flatnonzero(np.diff(keys, prepend=-1))
         sizes = np.diff(first, append=len(keys))
         for i in np.flatnonzero(sizes > 1):
@@ -180,6 +188,11 @@ def ordered(
                 counts.kept -= excess
                 records = records[kept]
         yield split, records
+
+
+def _take(records: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`records[order]`, moved as whole bytes instead of field by field."""
+    return records.view(f"V{records.dtype.itemsize}")[order].view(records.dtype)
 
 
 def content(column: pa.Array) -> pa.Buffer:

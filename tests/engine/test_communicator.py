@@ -114,6 +114,56 @@ def test_the_other_collectives_equal_numpy(size):
         assert (sent == given[size - 1]).all()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [0, 1, 50_000])
+def test_all_to_all_is_a_transpose_of_parts(size, rows):
+    def body(comm):
+        own = np.arange(size * rows * 2, dtype=np.int64).reshape(-1, 2) + 10**9 * comm.rank
+        return own, comm.all_to_all(own)
+
+    ranks = results(run_threads(size, body))
+    given = np.stack([own.reshape(size, rows, 2) for own, _ in ranks])
+    for rank, (_, received) in enumerate(ranks):
+        assert (received.reshape(size, rows, 2) == given[:, rank]).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_split_gives_each_color_its_own_ranks_in_the_order_of_key(size):
+    def body(comm):
+        part = comm.split(comm.rank % 2, key=-comm.rank)
+        nobody = comm.split(-1)
+        total = part.all_reduce(np.array([comm.rank], np.int64))[0]
+        whole = comm.all_reduce(np.ones(1))[0]
+        return part.rank, part.size, total, nobody, whole
+
+    for rank, (place, count, total, nobody, whole) in enumerate(results(run_threads(size, body))):
+        alike = [peer for peer in range(size) if peer % 2 == rank % 2]
+        assert (place, count) == (sorted(alike, reverse=True).index(rank), len(alike))
+        assert (total, nobody, whole) == (sum(alike), None, size)
+
+
+def test_several_collectives_in_flight_finish_in_order_beside_blocking_ones():
+    def body(comm):
+        handles = [comm.all_reduce(np.full(10_000, i + 1.0), async_op=True) for i in range(5)]
+        gathered = comm.all_gather(np.array([comm.rank]), async_op=True)
+        assert comm.all_reduce(np.ones(1))[0] == 3
+        assert all(handle.test() for handle in handles)
+        assert gathered.wait().tolist() == [0, 1, 2]
+        return [handle.wait() for handle in handles]
+
+    for found in results(run_threads(3, body)):
+        assert all((result == 3 * (i + 1)).all() for i, result in enumerate(found))
+
+
+def test_an_error_in_flight_is_raised_by_wait():
+    def body(comm):
+        handle = comm.all_reduce(np.ones(2 + comm.rank), async_op=True)
+        with pytest.raises(_core.MismatchError):
+            handle.wait()
+
+    assert run_threads(2, body, 5) == [None, None]
+
+
 def test_out_leaves_the_input_alone_and_the_type_comes_back():
     torch = pytest.importorskip("torch")
 

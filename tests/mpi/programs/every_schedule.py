@@ -40,6 +40,20 @@ def check_sum(comm: dpcomm.Communicator, algorithm: str, count: int) -> None:
     assert (same == digest).all(), f"{algorithm} {count} {comm}: not the same bits on every rank"
 
 
+def check_registered(comm: dpcomm.Communicator, count: int, mixed: bool) -> None:
+    """In memory of `empty`, on all ranks or on all but the last: the bits of any other buffer."""
+    own = np.random.default_rng([comm.rank, count]).standard_normal(count, np.float32)
+    algo = "round_robin"
+    private = comm.all_reduce(own.copy(), algo=algo)
+    given = own if mixed and comm.rank == comm.size - 1 else comm.empty(count)
+    given[:] = own
+    out = comm.empty(count)
+    assert comm.all_reduce(given, algo=algo, out=out) is out
+    assert out.tobytes() == private.tobytes()
+    assert given.tobytes() == own.tobytes()
+    assert comm.all_reduce(given, algo=algo).tobytes() == private.tobytes()
+
+
 def main() -> None:
     for transport in ("shm", "mpi"):
         comm = dpcomm.init(transport)
@@ -47,6 +61,15 @@ def main() -> None:
         for algorithm in _core.algorithms():
             for count in COUNTS:
                 check_sum(comm, algorithm, count)
+        for mixed in (False, True):
+            for count in COUNTS:
+                check_registered(comm, count, mixed)
+        half = comm.split(comm.rank % 2)
+        assert comm.size == 1 or half.transport == comm.transport
+        alike = range(comm.rank % 2, comm.size, 2)
+        assert half.all_reduce(np.array([comm.rank]))[0] == sum(alike)
+        assert comm.all_to_all(np.arange(comm.size)).tolist() == [comm.rank] * comm.size
+        assert comm.all_reduce(np.ones(9), async_op=True).wait()[8] == comm.size
         if comm.rank == 0:
             module = launch._mpi.__name__ if launch._mpi else "none"
             print(f"{transport} of {comm.size} ranks holds, {module}")

@@ -1,0 +1,143 @@
+"""Clip and noise against torch on the same buffers and threads, on this machine.
+
+    python benchmarks/kernels.py --json benchmarks/baselines/kernels.jsonl
+
+Peers are timed in turn with ours, round after round, so that a busy moment hits all of them alike;
+the time is the median round. `read` is a plain sum over the same buffer: what memory gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dpcomm.privacy.clip import clip_sum
+from dpcomm.privacy.noise import add_noise_
+
+KEY = bytes(32)
+SHAPES = ((256, 4737), (4096, 4737), (256, 284161), (1024, 284161))
+NUMBERS = 10_000_000
+LOAD = round(os.getloadavg()[0], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    op: str
+    kernel: str  # ours by its name, or a peer's
+    shape: tuple[int, ...]
+    dtype: str
+    threads: int
+    time_us: float
+    gbs: float  # of one read (clip), or one read and one write (noise)
+    ns_per_number: float
+    cores: int
+    load: float  # of the machine before the run: beyond 0, others took part
+    machine: str
+
+
+def median_times(kernels: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Seconds a call of each kernel: one warm-up, then rounds over all of them."""
+    for kernel in kernels.values():
+        kernel()
+    times: dict[str, list[float]] = {name: [] for name in kernels}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[next(iter(times))]) < 3:
+        for name, kernel in kernels.items():
+            start = time.perf_counter()
+            kernel()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(rounds) for name, rounds in times.items()}
+
+
+def parameters(width: int) -> list[int]:
+    """The cut into an MLP's weights and biases: four parts, the weights the large ones."""
+    first, third = width * 3 // 5, width // 3
+    return [first, 64, third, width - first - 64 - third]
+
+
+def clip_kernels(grads: torch.Tensor, threads: int) -> dict[str, Callable[[], object]]:
+    parts = [part.contiguous() for part in grads.split(parameters(grads.shape[1]), dim=1)]
+
+    def matvec() -> torch.Tensor:
+        factors = (1.0 / (grads.norm(dim=1) + 1e-6)).clamp(max=1.0)
+        return factors @ grads
+
+    def per_parameter() -> list[torch.Tensor]:  # the recipe of Opacus
+        norms = torch.stack([part.norm(2, dim=-1) for part in parts], dim=1).norm(2, dim=1)
+        factors = (1.0 / (norms + 1e-6)).clamp(max=1.0)
+        return [torch.einsum("i,i...", factors, part) for part in parts]
+
+    return {
+        "dpcomm": lambda: clip_sum(grads, 1.0, threads=threads),
+        "read": grads.sum,
+        "norm and matvec": matvec,
+        "per-parameter norms and einsum": per_parameter,
+    }
+
+
+def noise_kernels(threads: int) -> dict[str, Callable[[], object]]:
+    buffer, other = torch.zeros(NUMBERS), torch.zeros(NUMBERS)
+    kernels: dict[str, Callable[[], object]] = {
+        f"dpcomm {generator}": lambda g=generator: add_noise_(  # type: ignore[misc]
+            buffer, 1.0, KEY, 0, generator=g, threads=threads
+        )
+        for generator in ("philox", "chacha20")
+    }
+    kernels["torch.normal_"] = other.normal_
+    if threads == 1:
+        generator = np.random.Generator(np.random.Philox(0))
+        kernels["numpy Philox"] = lambda: generator.standard_normal(NUMBERS, dtype=np.float32)
+    return kernels
+
+
+def measure(threads: int, seconds: float) -> list[Record]:
+    torch.set_num_threads(threads)
+    cores, machine = len(os.sched_getaffinity(0)), platform.processor() or platform.machine()
+    records = []
+    for shape in SHAPES:
+        grads = torch.randn(shape) / shape[1] ** 0.5
+        for name, t in median_times(clip_kernels(grads, threads), seconds).items():
+            gbs, ns = grads.nbytes / t / 1e9, t / grads.numel() * 1e9
+            records.append(Record("clip_sum", name, shape, "float32", threads, t * 1e6, gbs, ns,
+                                  cores, LOAD, machine))  # fmt: skip
+    for name, t in median_times(noise_kernels(threads), seconds).items():
+        gbs, ns = 8 * NUMBERS / t / 1e9, t / NUMBERS * 1e9
+        records.append(Record("add_noise", name, (NUMBERS,), "float32", threads, t * 1e6, gbs, ns,
+                              cores, LOAD, machine))  # fmt: skip
+    return records
+
+
+def line(record: Record) -> str:
+    shape = " x ".join(map(str, record.shape))
+    return (
+        f"{record.op:10}{shape:>14}{record.threads:>3}  {record.kernel:32}"
+        f"{record.time_us:>10.0f} us{record.gbs:>8.1f} GB/s{record.ns_per_number:>8.3f} ns"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="records, one JSON object a line")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each comparison")
+    args = parser.parse_args()
+    records = [record for threads in args.threads for record in measure(threads, args.seconds)]
+    for record in records:
+        print(line(record))
+    if args.json:
+        with open(args.json, "w") as file:
+            for record in records:
+                file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

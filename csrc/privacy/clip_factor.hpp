@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+#include "base/host_device.hpp"
+
+namespace dpcomm {
+
+// The largest float that keeps the bound of clip.hpp, for a row of `count` numbers whose norm is
+// right to the relative `error`.
+DPCOMM_HD float clip_factor(double norm, double error, std::size_t count, double clip_norm) {
+  const auto n = static_cast<double>(count);
+  const double longest = norm * (1 + error);
+  if (longest <= clip_norm) return 1;
+  const double left = clip_norm - 0x1p-150 * ::sqrt(n);
+  const double quotient = left / (longest * (1 + 0x1p-24)) * (1 - 0x1p-50);
+  if (!(quotient > 0)) return 0;
+  const auto nearest = static_cast<float>(quotient);
+  return nearest <= quotient ? nearest : ::nextafterf(nearest, 0);
+}
+
+// The error of a norm whose `count` squares were summed in double.
+DPCOMM_HD double exact_error(std::size_t count) {
+  return (static_cast<double>(count) + 8) * 0x1p-53;
+}
+
+DPCOMM_HD float clip_factor(double norm, std::size_t count, double clip_norm) {
+  return clip_factor(norm, exact_error(count), count, clip_norm);
+}
+
+}  // namespace dpcomm

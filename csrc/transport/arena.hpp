@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <mutex>
+
+namespace dpcomm {
+
+// Hands out whole pages of a range of memory, first fit. What is given back goes back to the
+// system, so that it is zero again when it is next handed out.
+class Arena {
+ public:
+  Arena(std::byte* base, std::size_t bytes);
+  void* allocate(std::size_t bytes);  // nullptr when nothing that long is free
+  void release(void* data) noexcept;
+  bool holds(const void* data, std::size_t bytes) const;
+
+ private:
+  std::byte* base_;
+  std::size_t bytes_;
+  std::mutex mutex_;
+  std::map<std::size_t, std::size_t> free_;  // offset -> length, never touching each other
+  std::map<std::size_t, std::size_t> used_;
+};
+
+}  // namespace dpcomm

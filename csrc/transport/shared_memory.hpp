@@ -1,0 +1,62 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "transport/stamp.hpp"
+
+namespace dpcomm {
+
+// What a rank posts at the start of a direct collective. The first line holds all that a short one
+// needs: one cache miss a peer.
+struct alignas(64) Entry {
+  static constexpr std::size_t kShort = 32;
+  static constexpr std::size_t kTiny = 4096;
+
+  std::atomic<std::uint64_t> posted{0};  // which direct collective, from 1
+  std::uint64_t fingerprint = 0;         // of the stamp
+  std::uint64_t input = 0;               // tokens of the buffers, see SharedMemory
+  std::uint64_t output = 0;
+  std::byte line[kShort] = {};
+  alignas(64) Stamp stamp;  // read when fingerprints differ
+  alignas(64) std::byte data[kTiny] = {};
+
+  std::byte* payload(std::size_t bytes) { return bytes <= kShort ? line : data; }
+};
+
+// Ranks that read and write each other's memory. A direct collective of every rank is: fill own(),
+// post(), await_entries(), work, and meet() where others' memory must be left alone again. Entries
+// are used in turns of two: who has seen all entries of one collective knows that everybody is done
+// with those of the one before.
+class SharedMemory {
+ public:
+  static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
+  static constexpr std::size_t kStagingBytes = std::size_t{256} << 10;
+
+  // What peers find [data, data + bytes) by; kPrivate where they cannot see it.
+  virtual std::uint64_t token(const void* data, std::size_t bytes) const = 0;
+  virtual std::byte* at(std::uint64_t token) const = 0;
+
+  virtual Entry& own() = 0;  // of the next direct collective
+  virtual void post(const Stamp& stamp) = 0;
+  // Returns when all ranks have posted. Raises what Transport::exchange raises.
+  virtual void await_entries(const Stamp& stamp) = 0;
+  virtual Entry& entry(int rank) = 0;  // of the present direct collective
+  virtual void meet(const Stamp& stamp) = 0;
+  // 0, 1, 2, … over all ranks, from 0 in each direct collective.
+  virtual std::uint64_t take_ticket() = 0;
+  // Two halves a rank, kStagingBytes each, for buffers that peers cannot see.
+  virtual std::byte* staging(int rank, int half) = 0;
+  virtual bool crowded() const = 0;  // more ranks than cores
+
+  virtual bool sees_all() const = 0;  // any buffer: the ranks are threads
+  // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* data) noexcept = 0;
+
+ protected:
+  ~SharedMemory() = default;
+};
+
+}  // namespace dpcomm
