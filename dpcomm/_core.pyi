@@ -18,6 +18,7 @@ __all__: list[str] = [
     "Error",
     "Goal",
     "LostPeerError",
+    "Memory",
     "MismatchError",
     "Mlp",
     "Receive",
@@ -287,6 +288,11 @@ class Transport:
     @property
     def size(self) -> int: ...
 
+class Memory:
+    """
+    Bytes that the peers see, for as long as it lives.
+    """
+
 class Communicator:
     """
     See dpcomm.comm.Communicator.
@@ -328,6 +334,20 @@ class Communicator:
         """
         all_reduce in place, with an epilogue(pointer, offset, count).
         """
+    def all_to_all(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        op: str = "sum",
+        algo: str = "",
+        root: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> Memory:
+        """
+        Memory; None where peers see none, or where they see all.
+        """
     def barrier(self) -> None: ...
     def broadcast(
         self,
@@ -360,6 +380,22 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
+    def split(
+        self,
+        color: typing.SupportsInt | typing.SupportsIndex,
+        key: typing.SupportsInt | typing.SupportsIndex,
+    ) -> Communicator: ...
+    def time_all_reduce(
+        self,
+        data: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+        algo: str,
+        calls: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[float]:
+        """
+        Seconds of each of `calls` sums in place, without Python; the data is overwritten.
+        """
     @property
     def rank(self) -> int: ...
     @property
