@@ -30,6 +30,7 @@ from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
 from dpcomm.data.stats import Statistics, Sums, add
 from dpcomm.data.store import Job, Shard
+from dpcomm.privacy.ledger import Ledger
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -82,7 +83,7 @@ def prepare(
 
     def resolve(sums: Sums) -> Transformation:
         if charge is not None and ledger is not None:
-            _append(ledger, charge)
+            _charge(ledger, charge)
         return Transformation(schema, stats.means(schema, sums))
 
     if spark is None:
@@ -107,11 +108,10 @@ def prepare(
     return store.publish(job, written, counts, into, privacy)
 
 
-def _append(ledger: Path, entry: dict[str, Any]) -> None:
-    with ledger.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _charge(path: Path, release: dict[str, Any]) -> None:
+    ledger = Ledger(path)
+    ledger.release(release["epsilon"], release["delta"], release["what"])
+    ledger.close()
 
 
 def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:

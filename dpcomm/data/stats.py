@@ -8,6 +8,7 @@ known sensitivity; neighbours differ by one privacy unit, added or removed.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,14 +43,11 @@ class Statistics:
             raise SchemaError(f"stats = {self.kind}, but no column has impute = 'mean'")
         if self.kind != "dp":
             return None
-        return {
-            "kind": "preparation",
-            "mechanism": "discrete Laplace",
-            "epsilon": self.epsilon,
-            "delta": 0.0,
-            "queries": 2 * len(wanted(schema)),
-            "unit": schema.unit or "record",
-        }
+        unit = schema.unit or "record"
+        queries = 2 * len(wanted(schema))
+        # A name of its own: two preparations are two releases, one that is trained on twice is one.
+        what = f"preparation {secrets.token_hex(8)}: discrete Laplace, {queries} queries a {unit}"
+        return {"kind": "release", "what": what, "epsilon": self.epsilon, "delta": 0.0}
 
     def means(self, schema: Schema, sums: Sums) -> dict[str, float]:
         """The mean of each column that asks for it, within its bounds."""

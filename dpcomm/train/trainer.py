@@ -202,8 +202,8 @@ class Trainer:
 
         def launch() -> int:
             assert self.ledger is not None
-            for charge in self.data.manifest["privacy"]["ledger"]:
-                self.ledger.release(charge["epsilon"], charge["delta"], charge["what"])
+            for spent in self.data.ledger:
+                self.ledger.release(spent["epsilon"], spent["delta"], spent["what"])
             self.ledger.launch(self.run, plan, self.comm.size, self._combine.key_hash)
             if target is None or not left:
                 return left
@@ -211,6 +211,8 @@ class Trainer:
 
         affordable = int(self._from_rank_0(launch))
         self._say(plan.explain())
+        if self.data.warning:
+            self._say(f"Warning: {self.data.warning}.")
         if affordable < left:
             self._say(f"ε = {target} is spent after {affordable} of the {left} steps that are left")
         return affordable
@@ -290,11 +292,11 @@ def _load(options: Options, split: str) -> shards.Dataset:
     try:
         return shards.load(options.data, split)
     except shards.ShardError as error:
-        name = options.dataset
-        raw, source = f"data/raw/{name}", name.removesuffix("-nine")
+        source = options.dataset.removesuffix("-nine")
         raise UsageError(
-            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.{source} {raw} && "
-            f"python -m dpcomm.data.prepare {raw} {options.data} --schema {name}"
+            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.{source} "
+            f"data/raw/{source} && python -m dpcomm.data.prepare data/raw/{source} {options.data} "
+            f"--schema {options.dataset}"
         ) from error
 
 

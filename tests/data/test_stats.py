@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from dpcomm.accounting import Release
 from dpcomm.data import shards, stats
 from dpcomm.data.prepare import prepare
 from dpcomm.data.schema import Schema, SchemaError, from_dict, load
 from dpcomm.data.stats import Statistics
+from dpcomm.privacy.ledger import Ledger
 
 
 def asking() -> Schema:
@@ -54,8 +56,8 @@ def test_private_statistics_are_charged_and_near(raw, tmp_path):
     # 16,000 records at a quarter of epsilon 1 a query: noise of 4 units in sum and in count.
     assert private["age"] == pytest.approx(exact["age"], abs=0.2)
     [entry] = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert entry == shards.load(tmp_path / "dp").ledger[0]
-    assert (entry["kind"], entry["epsilon"], entry["delta"]) == ("preparation", 1.0, 0.0)
+    assert [entry] == shards.load(tmp_path / "dp").ledger
+    assert Ledger(ledger).spent() == [Release(1.0, 0.0)]
     assert shards.load(tmp_path / "dp").warning is None
 
 
