@@ -7,6 +7,7 @@ through shared memory, those of several through MPI. The only importer of mpi4py
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import importlib
 import os
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
@@ -109,6 +110,23 @@ def detect(environment: Mapping[str, str]) -> Job:
         hosts = number("SLURM_STEP_NUM_NODES", default=1)
         return Job("srun", number("SLURM_PROCID"), size, key, hosts)
     return Job("none", 0, 1)
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Around what every rank would say alike, as a command line's errors: only rank 0 is heard.
+
+    Needs no communicator.
+    """
+    if detect(os.environ).rank == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _meet_by_mpi(job: Job, transport: str | None) -> Job:

@@ -6,9 +6,11 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 import dpcomm
-from dpcomm import _core
+from dpcomm import _core, launch
 from dpcomm.bench import record, sweep
 
 _OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
@@ -53,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _algorithms(args: argparse.Namespace) -> tuple[str | None, ...]:
+def _algorithms(
+    args: argparse.Namespace, fail: Callable[[str], NoReturn]
+) -> tuple[str | None, ...]:
     if args.op in ("broadcast", "reduce"):
         return ("tree",)
     known = _core.algorithms() if args.op == "all_reduce" else ["ring", "round_robin"]
@@ -64,32 +68,39 @@ def _algorithms(args: argparse.Namespace) -> tuple[str | None, ...]:
     chosen = args.algo.split(",")
     for name in chosen:
         if name not in known:
-            raise _core.UsageError(f"--algo {name}: {args.op} has {', '.join(known)}, auto or all")
+            fail(f"--algo {name}: {args.op} has {', '.join(known)}, auto or all")
     return tuple(chosen)
 
 
-def main() -> int:
-    """Runs the sweep; 0, or 1 if a result was wrong."""
-    args = parser().parse_args()
-    if args.minbytes > args.maxbytes or (args.stepfactor <= 1 and not args.stepbytes):
-        raise _core.UsageError("give -b no larger than -e, and -f above 1")
-    comm = dpcomm.init(transport=args.transport)
-    sizes = (
-        sweep.arithmetic(args.minbytes, args.maxbytes, args.stepbytes)
-        if args.stepbytes
-        else sweep.geometric(args.minbytes, args.maxbytes, args.stepfactor)
-    )
-    plan = sweep.Sweep(
+def _parse() -> tuple[argparse.Namespace, sweep.Sweep]:
+    p = parser()
+    args = p.parse_args()
+    if args.minbytes > args.maxbytes:
+        p.error(f"-b {args.minbytes} is above -e {args.maxbytes}")
+    if args.stepfactor <= 1:
+        p.error(f"-f {args.stepfactor}: give a factor above 1")
+    if args.stepbytes:
+        sizes = sweep.arithmetic(args.minbytes, args.maxbytes, args.stepbytes)
+    else:
+        sizes = sweep.geometric(args.minbytes, args.maxbytes, args.stepfactor)
+    return args, sweep.Sweep(
         op=args.op,
         sizes=sizes,
         dtype=args.datatype,
         redop=args.redop,
-        algorithms=_algorithms(args),
+        algorithms=_algorithms(args, p.error),
         iterations=args.iters,
         warmup=args.warmup_iters,
         check=bool(args.check),
         root=args.root,
     )
+
+
+def main() -> int:
+    """Runs the sweep; 0, or 1 if a result was wrong."""
+    with launch.one_voice():
+        args, plan = _parse()
+    comm = launch.init(transport=args.transport)
     speaks = comm.rank == 0
     if speaks:
         print(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # The operations whose buffers are cut into one shard a rank, of which one goes in or comes out.
 _SHARDED = ("reduce_scatter", "all_gather")
 
+_SAMPLE_SECONDS = 4e-3  # a turn of Linux' scheduler, where ranks outnumber cores
+_MOST_CALLS = 4096
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -62,15 +65,16 @@ def _measure(comm: Communicator, sweep: Sweep, size: int, algorithm: str | None)
     wrong = case.wrong() if sweep.check else -1
     for _ in range(sweep.warmup):
         case.call()
+    calls = _calls_a_sample(comm, case)
     times_us = []
     for _ in range(sweep.iterations):
         comm.barrier()
         begin = time.perf_counter()
-        case.call()
-        times_us.append((time.perf_counter() - begin) * 1e6)
+        for _ in range(calls):
+            case.call()
+        times_us.append((time.perf_counter() - begin) * 1e6 / calls)
 
-    everyone = np.empty((comm.size, sweep.iterations))
-    comm.all_gather(np.array(times_us), out=everyone)
+    everyone = comm.all_gather(np.array([times_us]))
     time_us = slowest_rank_median(everyone.tolist())
     algbw, busbw = bandwidths(sweep.op, comm.size, case.bytes, time_us)
     return Record(
@@ -88,6 +92,23 @@ def _measure(comm: Communicator, sweep: Sweep, size: int, algorithm: str | None)
         busbw_gbs=busbw,
         wrong=wrong,
     )
+
+
+def _calls_a_sample(comm: Communicator, case: _Case) -> int:
+    """How many calls are timed at once, the same on every rank.
+
+    Of one short call the clock would see the barrier before it, whose ranks do not leave together.
+    """
+    calls = 1
+    while calls < _MOST_CALLS:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            case.call()
+        seconds = np.array([time.perf_counter() - begin])
+        if comm.broadcast(seconds)[0] >= _SAMPLE_SECONDS:
+            break
+        calls *= 2
+    return calls
 
 
 class _Case:

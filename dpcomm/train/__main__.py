@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
 import sys
 
 from dpcomm import accounting, launch
@@ -18,15 +15,12 @@ def main() -> int:
     logging.basicConfig(format="dpcomm: %(message)s", level=logging.WARNING)
     # Warns of each Rényi order that it leaves out, which only makes ε larger.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    speaks = launch.detect(os.environ).rank == 0
-    try:
-        # All ranks would say the same.
-        with contextlib.nullcontext() if speaks else contextlib.redirect_stderr(io.StringIO()):
+    with launch.one_voice():
+        try:
             options = parse()
-    except UsageError as error:
-        if speaks:
+        except UsageError as error:
             print(f"dpcomm: {error}", file=sys.stderr)
-        return launch.USAGE
+            return launch.USAGE
     comm = launch.init(transport=options.transport)
     if comm.rank == 0:
         logging.getLogger("dpcomm").setLevel(logging.INFO)
