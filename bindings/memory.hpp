@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
 
 namespace dpcomm {
@@ -9,5 +11,7 @@ template <class T>
 T* pointer_to(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
+
+void bind_memory(pybind11::module_& module);
 
 }  // namespace dpcomm

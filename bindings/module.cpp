@@ -3,6 +3,7 @@
 #include "clip.hpp"
 #include "communicator.hpp"
 #include "errors.hpp"
+#include "memory.hpp"
 #include "mlp.hpp"
 #include "noise.hpp"
 #include "sampling.hpp"
@@ -16,6 +17,7 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_mlp(module);
   dpcomm::bind_noise(module);
   dpcomm::bind_sampling(module);
+  dpcomm::bind_memory(module);
   dpcomm::bind_schedule(module);
   dpcomm::bind_communicator(module);
   dpcomm::bind_step(module);

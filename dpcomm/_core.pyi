@@ -31,6 +31,7 @@ __all__: list[str] = [
     "UsageError",
     "add_noise",
     "algorithms",
+    "array_pointer",
     "chacha20_block",
     "check_schedules",
     "clip_sum",
@@ -421,6 +422,11 @@ def add_noise(
 def algorithms() -> list[str]:
     """
     The names of the all-reduce schedules.
+    """
+
+def array_pointer(array: numpy.ndarray) -> int:
+    """
+    Where a NumPy array's first element lies: array.ctypes.data, at a tenth of its time.
     """
 
 def chacha20_block(
