@@ -36,7 +36,7 @@ class Array:
 
 
 @functools.cache
-def _is_torch(kind: type) -> bool:
+def _is_torch(kind: Any) -> bool:
     return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in kind.__mro__)
 
 
