@@ -35,8 +35,12 @@ class Array:
         return math.prod(self.shape)
 
 
+def _is_torch(array: Any) -> bool:
+    return _is_tensor(type(array))  # type: ignore[arg-type]  # mypy takes classes for unhashable
+
+
 @functools.cache
-def _is_torch(kind: Any) -> bool:
+def _is_tensor(kind: Any) -> bool:
     return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in kind.__mro__)
 
 
@@ -50,7 +54,7 @@ def describe(array: Any) -> Array:
 
     Raises TypeError for what is no array, or is one that NumPy cannot view through DLPack.
     """
-    if _is_torch(type(array)):
+    if _is_torch(array):
         return Array(
             source=array,
             pointer=array.data_ptr(),
@@ -111,6 +115,6 @@ def buffer(array: Any, name: str, dtypes: tuple[str, ...], gpu: bool = False) ->
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array of `like`'s library and device: a torch tensor for one, else a NumPy array."""
-    if _is_torch(type(like)):
+    if _is_torch(like):
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
     return np.empty(shape, dtype)
