@@ -4,7 +4,7 @@
 
 Ranks are processes of their own that start together. `ready_ms` runs from the first one's call of
 `shards.load` to the last one's return. Then each touches every record; `private_mb` is what that
-and loading added to the ranks' own memory (Private_Dirty), `pss_mb` what they hold together where a
+and loading added to the ranks' own memory (Anonymous), `pss_mb` what they hold together where a
 page shared by n ranks counts 1/n to each: both are sums over ranks.
 """
 
@@ -33,10 +33,10 @@ BATCH, REPEATS = 4096, 500
 
 
 def memory_kb() -> np.ndarray:
-    """Private_Dirty and Pss of this process."""
+    """Anonymous and Pss of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return np.array([kb["Private_Dirty"], kb["Pss"]])
+    return np.array([kb["Anonymous"], kb["Pss"]])
 
 
 def rank(folder: str, together: Barrier, reports: multiprocessing.Queue) -> None:

@@ -140,7 +140,7 @@ def _spark_submit(facts: dict[str, Any]) -> Check:
     if run.returncode or found is None:
         last = (run.stderr.strip().splitlines() or ["no word"])[-1]
         try:
-            fix = f"export JAVA_HOME={java.find()}"
+            fix = f"export JAVA_HOME={java.find()} PYSPARK_PYTHON={sys.executable}"
         except java.JavaError as error:
             fix = str(error)
         return result(f"exit code {run.returncode}: {last}", fix)
