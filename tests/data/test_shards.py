@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,17 @@ from dpcomm.data.prepare import prepare
 from dpcomm.data.schema import DataError, load
 
 
+@pytest.fixture(scope="module")
+def prepared(raw: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("shards") / "out"
+    prepare(raw, str(output), load("pums"), shards=3)
+    return output
+
+
 @pytest.fixture
-def folder(raw: str, tmp_path: Path) -> Path:
-    prepare(raw, str(tmp_path / "out"), load("pums"), shards=3)
-    return tmp_path / "out"
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy, for tests that spoil it."""
+    return Path(shutil.copytree(prepared, tmp_path / "out"))
 
 
 def test_gather_takes_rows_by_global_id(folder):
@@ -38,10 +46,59 @@ def test_gather_takes_rows_by_global_id(folder):
     assert (train.rows(10, 7000) == whole[10:7000]).all()
 
 
-@pytest.mark.parametrize("wrong", [-1, 10**9])
-def test_gather_refuses_ids_outside(folder, wrong):
-    with pytest.raises(IndexError, match=f"record {wrong} is outside"):
-        shards.load(folder).gather(np.array([0, wrong]))
+def test_gather_at_the_edges_of_shards(folder):
+    train = shards.load(folder)
+    whole = train.rows()
+    edges = np.concatenate([train.starts[:-1], train.starts[1:] - 1])
+    assert len(edges) == 6
+    for ids in (edges, edges[::-1], np.repeat(edges, 30)):
+        assert (train.gather(ids) == whole[ids]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 4096])
+def test_gather_is_the_same_for_any_threads(folder, count, threads):
+    train = shards.load(folder)
+    ids = np.random.default_rng(count).integers(train.records, size=count)
+    out = np.full((count + 1, 41), -1, np.float32)
+    assert (train.gather(ids, out=out, threads=threads) == train.rows()[ids]).all()
+    assert (out[count:] == -1).all()
+
+
+def test_gather_passes_over_an_empty_shard():
+    rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+    parts = (rows[:0], rows[:3], rows[3:3], rows[3:], rows[5:])
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    dataset = shards.Dataset(parts, starts, {"columns": ["x", "label"]})
+    ids = np.array([4, 0, 2, 3])
+    assert (dataset.gather(ids) == rows[ids]).all()
+
+
+@pytest.mark.parametrize("place", [0, 1, 40])
+@pytest.mark.parametrize("beyond", [-1, 0, 10**9])
+def test_gather_refuses_ids_outside(folder, beyond, place):
+    train = shards.load(folder)
+    wrong = beyond if beyond < 0 else train.records + beyond
+    ids = np.insert(np.arange(40), place, wrong)
+    out = np.zeros((41, 41), np.float32)
+    with pytest.raises(IndexError, match=rf"record {wrong} is outside \[0, {train.records}\)"):
+        train.gather(ids, out=out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((4, 41), np.float32),
+        np.empty((5, 40), np.float32),
+        np.empty((5, 41), np.float64),
+        np.empty((5, 82), np.float32)[:, ::2],
+        np.empty(205, np.float32),
+    ],
+)
+def test_gather_refuses_a_buffer_that_does_not_fit(folder, out):
+    with pytest.raises(ValueError, match=r"out of shape .* for 5 records: pass np.empty"):
+        shards.load(folder).gather(np.arange(5), out=out)
 
 
 @pytest.mark.parametrize("name", ["_SUCCESS", "manifest.json"])
