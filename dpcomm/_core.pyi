@@ -500,6 +500,7 @@ def poisson_sample(
     sample_rate: typing.SupportsFloat | typing.SupportsIndex,
     begin: typing.SupportsInt | typing.SupportsIndex,
     end: typing.SupportsInt | typing.SupportsIndex,
+    isa: str = "auto",
 ) -> numpy.typing.NDArray[numpy.int64]: ...
 def private_step(
     communicator: Communicator,

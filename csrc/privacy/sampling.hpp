@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "privacy/isa.hpp"
 #include "privacy/key.hpp"
 
 namespace dpcomm {
@@ -16,13 +17,14 @@ namespace dpcomm {
 // with the sample, not with the records.
 //
 // The probability is never above sample_rate and at most 2^-31 of it below. E comes from 64 random
-// bits as -ln(1 - v) or -ln(v), whichever keeps all of v's bits, and with the logarithms and the
-// quotient, each right to a unit in the last place, E / lambda is right to 2^-50: this moves the
-// chance of an id that comes after up to 2^14 skipped ones by at most 2^-35 of sample_rate, and the
-// grain of v by 2^-64. Lambda is made smaller by 2^-32 to pay for both.
+// bits (sampling_lanes.hpp). Its logarithm is right to 2^-50; v as a double, the rounding of 1 - v,
+// lambda and the quotient together to another 2^-50. So E / lambda is right to 2^-49: this moves
+// the chance of an id that comes after up to 2^14 skipped ones by at most 2^-34 of sample_rate, and
+// the grain of v by 2^-64. Lambda is made smaller by 2^-32 to pay for both.
 //
 // UsageError for a rate outside [0, 1] or between 0 and 2^-30, and for ids of 2^62 and more.
 std::vector<std::int64_t> poisson_sample(const NoiseKey& key, std::uint64_t step,
-                                         double sample_rate, std::int64_t begin, std::int64_t end);
+                                         double sample_rate, std::int64_t begin, std::int64_t end,
+                                         Isa isa = best_isa());
 
 }  // namespace dpcomm

@@ -9,9 +9,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from dpcomm import _core
 from dpcomm.privacy.sampling import poisson_sample
 
 KEY = bytes(range(32))
+ISAS = _core.noise_isas()
+
+
+def plainly(step: int, rate: float, block: int) -> list[int]:
+    """The sample of one block of 16384 ids, a draw at a time, with the logarithms of libm."""
+    lam = -math.log1p(-rate) * (1 - 2**-32)
+    taken, at = [], 0
+    for counter in itertools.count(block << 12):
+        tagged = counter | 1 << 61  # the stream of sampling
+        rows = [tagged & 0xFFFFFFFF, tagged >> 32, step & 0xFFFFFFFF, step >> 32]
+        words = _core.chacha20_block(KEY, rows)
+        for low, high in zip(words[::2], words[1::2], strict=True):
+            v = low | high << 32
+            e = -math.log1p(-v * 2**-64) if v < 2**63 else -math.log((2**64 - v) * 2**-64)
+            at += int(e / lam)
+            if at >= 16384:
+                return taken
+            taken.append((block << 14) + at)
+            at += 1
+    raise AssertionError
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rate", [1e-5, 0.0034, 0.3])
+def test_every_width_draws_what_a_plain_loop_draws(isa: str, rate: float) -> None:
+    for step, block in [(0, 0), (7, 3), (2**33 + 1, 2**40)]:
+        ids = _core.poisson_sample(KEY, step, rate, block << 14, (block + 1) << 14, isa=isa)
+        assert ids.tolist() == plainly(step, rate, block)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_width_takes_the_same_millions(isa: str) -> None:
+    ids = _core.poisson_sample(KEY, 3, 0.3, 5, 10_000_000, isa=isa)
+    assert (ids == _core.poisson_sample(KEY, 3, 0.3, 5, 10_000_000, isa="generic")).all()
 
 
 @settings(deadline=None, max_examples=100)
