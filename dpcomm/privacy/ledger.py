@@ -121,6 +121,10 @@ class Ledger:
                 spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
         return spent
 
+    def paid(self, run: str) -> int:
+        """Steps that were paid for by the run."""
+        return sum(spent.count for spent in self.spent(run) if isinstance(spent, Steps))
+
     def epsilon(self, delta: float, accountant: str = "pld", run: str | None = None) -> float:
         """ε at `delta` of what `spent` gives."""
         return accounting.composed_epsilon(self.spent(run), delta, accountant)

@@ -78,9 +78,9 @@ class Trainer:
         self.plan = self._make_plan()
         check_same_plan(self.plan, comm)
         self.run, self.step = secrets.token_hex(8), 0
+        self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
         if options.resume:
             self._resume(checkpoint.load(comm, options.checkpoint))
-        self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
         self._combine = self._make_step()
         self._sampling_key = shared_key(comm, options.unsafe_seed)
         self._nonfinite = 0
@@ -183,6 +183,7 @@ class Trainer:
                         f"--resume: {name} is {here}, but {there} in {path}: resume on the data "
                         "that it was trained on"
                     )
+            self._refuse_unpaid(saved)
         try:
             self.model.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
@@ -192,6 +193,17 @@ class Trainer:
                 "--model, --hidden and --optimizer that it was trained with"
             ) from error
         self.run, self.step = saved.run, saved.step
+
+    def _refuse_unpaid(self, saved: Checkpoint) -> None:
+        """Each step of the checkpoint was paid for before it was taken, in its own ledger."""
+        paid = self._from_rank_0(lambda: self.ledger.paid(saved.run) if self.ledger else 0)
+        if paid < saved.step:
+            raise UsageError(
+                f"--resume: {self.options.checkpoint} has taken {saved.step} steps, but the ledger "
+                f"{self.options.ledger} holds {paid:.0f} of them, so that ε would be told too "
+                f"small: give the ledger that it was trained with, --ledger {saved.ledger}, "
+                "restored where it was lost"
+            )
 
     def _open_launch(self) -> int:
         """Announces the launch; how many steps it may take."""

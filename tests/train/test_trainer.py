@@ -141,6 +141,21 @@ def test_a_run_resumes_on_another_number_of_ranks_with_another_key(options):
     assert "key" not in "".join(saved.plan)
 
 
+@pytest.mark.parametrize("ledger", ["another file", "lost"])
+def test_a_run_is_not_resumed_without_the_ledger_that_paid_for_it(options, tmp_path, ledger):
+    train(replace(options, steps=20))
+    resumed = replace(options, resume=True)
+    if ledger == "lost":
+        options.ledger.unlink()
+    else:
+        resumed = replace(resumed, ledger=tmp_path / "other.jsonl")
+        train(replace(resumed, resume=False, checkpoint=tmp_path / "other.pt"))  # pays, for itself
+    for error in run_threads(2, lambda comm: Trainer(comm, resumed)):
+        assert isinstance(error, UsageError)
+        assert f"{resumed.ledger} holds 0 of them" in str(error)
+        assert f"--ledger {options.ledger}" in str(error)
+
+
 def test_what_a_dead_job_had_paid_for_counts(options):
     """It dies after its checkpoint at step 20 and before its next: those steps are done again."""
     train(replace(options, steps=20))
