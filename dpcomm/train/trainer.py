@@ -41,8 +41,9 @@ class Summary:
     sample_rate: float
     noise_multiplier: float
     clip_norm: float | None
-    epsilon: float | None  # of this model; None without privacy
+    epsilon: float | None  # of this model; None where nothing is promised
     epsilon_of_ledger: float | None  # of all that the ledger holds
+    warning: str | None  # what the data's own preparation left outside of ε
     delta: float | None
     accuracy: float
     auc: float | None
@@ -248,8 +249,8 @@ class Trainer:
         plan, ledger = self.plan, self.ledger
         epsilon = total = None
         if plan and ledger:
-            epsilon = ledger.epsilon(plan.delta, plan.accountant, self.run)
-            total = ledger.epsilon(plan.delta, plan.accountant)
+            epsilon = _promised(ledger.epsilon(plan.delta, plan.accountant, self.run))
+            total = _promised(ledger.epsilon(plan.delta, plan.accountant))
         return Summary(
             dataset=self.options.dataset,
             ranks=self.comm.size,
@@ -260,6 +261,7 @@ class Trainer:
             clip_norm=plan.clip_norm if plan else None,
             epsilon=epsilon,
             epsilon_of_ledger=total,
+            warning=(self.data.warning or None) if plan else None,
             delta=plan.delta if plan else None,
             accuracy=measured["accuracy"],
             auc=measured.get("auc"),
@@ -310,6 +312,10 @@ def _load(options: Options, split: str) -> shards.Dataset:
             f"data/raw/{source} && python -m dpcomm.data.prepare data/raw/{source} {options.data} "
             f"--schema {options.dataset}"
         ) from error
+
+
+def _promised(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _cores() -> int:
