@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from dpcomm import accounting
 from dpcomm._core import UsageError
 from dpcomm.hooks import SampleHooks
+from dpcomm.privacy.plan import check_same
 from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
@@ -55,8 +56,9 @@ def make_private(
     The loss must be a mean (or sum, see `loss_reduction`) of terms of one sample each; what it adds
     on parameters alone, as weight decay may, is ignored: give that to the optimizer.
 
-    ε is counted in memory, by `optimizer.get_epsilon(delta)`; no ledger is kept. Raises UsageError
-    for a module, loader or optimizer that cannot be made private, saying what to change.
+    ε is counted in memory, by `optimizer.get_epsilon(delta)`; no ledger is kept. Collective. Raises
+    UsageError for a module, loader or optimizer that cannot be made private, saying what to change,
+    and MismatchError where the ranks' records or settings differ.
     """
     if comm is None:
         from dpcomm.launch import init
@@ -71,6 +73,15 @@ def make_private(
         noise_multiplier = accounting.noise_multiplier(
             target_epsilon, loader.sample_rate, epochs * len(loader), target_delta, accountant
         )
+    shared = {
+        "records": loader.records,
+        "batch_size": loader.expected_batch,
+        "max_grad_norm": max_grad_norm,
+        "noise_multiplier": noise_multiplier,
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "unsafe_seed": unsafe_seed,
+    }
+    check_same(shared, comm)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     if held != {p for p in module.parameters() if p.requires_grad}:
         raise UsageError(
@@ -115,6 +126,8 @@ class PrivateLoader:
         self.expected_batch = float(loader.batch_size)
         self.sample_rate = loader.batch_size / self.records
         self.drawn = 0  # batches
+        self.parts = 0  # of all batches, handed out
+        self.part_size = 0  # samples in the last of them
         self.last_part = True  # of the batch that was handed out last
         self._comm, self._most = comm, most
         self._key = shared_key(comm, unsafe_seed)
@@ -142,6 +155,7 @@ class PrivateLoader:
             parts = [ids[i : i + most] for i in range(0, len(ids), most)] or [[]]
             for index, part in enumerate(parts, 1):
                 self.last_part = index == len(parts)
+                self.parts, self.part_size = self.parts + 1, len(part)
                 yield part
 
 
@@ -161,6 +175,8 @@ class PrivateOptimizer:
         self._parameters, self._hooks, self._private_step = parameters, hooks, step
         self._loader, self._accountant = loader, accountant
         self._of = 0  # the batch that the samples on their way belong to
+        self._part, self._part_size = 0, 0  # what of it they are
+        self._added = 0  # the part that was added to the gradient last
         self._begun: int | None = None  # the batch that the gradient holds parts of
         self._stepped = 0  # the batch of the last step
 
@@ -171,7 +187,11 @@ class PrivateOptimizer:
         """Before each forward pass: what an earlier one left is added, not mixed with this one."""
         if module.training and torch.is_grad_enabled():
             self._gather()
-            self._of = self._loader.drawn
+            loader = self._loader
+            if loader.parts != self._part:
+                # A pass whose backward has yet to come would be mixed with this one's samples.
+                self._hooks.forget()
+            self._of, self._part, self._part_size = loader.drawn, loader.parts, loader.part_size
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops what was passed backward since the last step; parts of a batch already stepped on
@@ -185,11 +205,11 @@ class PrivateOptimizer:
         Raises UsageError for a second step on a batch, and for one step on two: a record in both
         would move the sum by twice the clip norm.
         """
+        if self._loader.drawn == self._stepped:
+            raise UsageError("no batch was drawn since the last step: take batches from the loader")
         self._gather()
         if not self._loader.last_part:
             return
-        if self._loader.drawn == self._stepped:
-            raise UsageError("no batch was drawn since the last step: take batches from the loader")
         if self._begun is None:
             self._parameters.gradient.zero_()  # an empty batch
         self._begun, self._stepped = None, self._loader.drawn
@@ -218,7 +238,19 @@ class PrivateOptimizer:
                 "two batches were passed backward for one step: a record in both would count "
                 "twice; step after each, and to hold less at once give max_physical_batch_size"
             )
-        self._hooks.add_up()
+        if self._added == self._part:
+            raise UsageError(
+                "a batch was passed backward twice for one step: its records would count twice; "
+                "add the losses and pass their sum backward, once"
+            )
+        self._added = self._part
+        clipped = self._hooks.add_up()
+        if clipped and len(clipped.norms) > self._part_size:
+            raise UsageError(
+                f"{len(clipped.norms)} samples were passed backward, of a batch of "
+                f"{self._part_size}: a record that is there several times would count as often; "
+                "pass what the loader gives, each sample once"
+            )
 
 
 class _Given:

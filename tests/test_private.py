@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dpcomm
-from dpcomm import UsageError, accounting
+from dpcomm import MismatchError, UsageError, accounting
 
 CLIP, RECORDS, BATCH = 0.8, 400, 40
 CLIPS = {"convolution": 1.2, "norms": 1.6}  # between their samples' norms
@@ -210,6 +210,75 @@ def test_two_steps_on_one_batch_are_refused():
     (error,) = run_threads(1, body)
     assert isinstance(error, UsageError)
     assert "no batch was drawn since the last step" in str(error)
+
+
+def backward_twice(model, x, y):
+    for _ in range(2):
+        loss(model(x), y).backward()
+
+
+def backward_twice_on_one_sample(model, x, y):
+    backward_twice(model, x[:1], y[:1])
+
+
+def backward_on_two_copies(model, x, y):
+    loss(model(torch.cat([x, x])), torch.cat([y, y])).backward()
+
+
+@pytest.mark.parametrize(
+    ("misuse", "message"),
+    [
+        (backward_twice, "passed backward twice for one step"),
+        (backward_twice_on_one_sample, "passed backward twice for one step"),
+        (backward_on_two_copies, "samples were passed backward, of a batch of"),
+    ],
+)
+def test_a_record_that_would_count_twice_is_refused(misuse, message):
+    def body(comm):
+        model, optimizer, loader = private(comm)
+        misuse(model, *next(iter(loader)))
+        optimizer.step()
+
+    (error,) = run_threads(1, body)
+    assert isinstance(error, UsageError)
+    assert message in str(error)
+
+
+def test_several_losses_of_a_batch_are_clipped_as_one():
+    """Two passes forward and one backward move the sum by no more than one."""
+
+    def body(comm):
+        model, optimizer, loader = private(comm, **NO_NOISE)
+        x, y = next(iter(loader))
+        before = flat(model)
+        (1e3 * (loss(model(x[-1:]), y[-1:]) + loss(model(x[-1:]), 1 - y[-1:]))).backward()
+        optimizer.step()
+        return float((flat(model) - before).norm()) * BATCH
+
+    assert results(run_threads(1, body))[0] <= CLIP * (1 + 1e-5)
+
+
+def test_a_pass_that_another_batch_overtook_counts_for_nothing():
+    def body(comm):
+        model, optimizer, loader = private(comm, **NO_NOISE)
+        batches = iter(loader)
+        (x, y), before = next(batches), flat(model)
+        late = loss(model(x[-1:]), y[-1:])
+        next_x, next_y = next(batches)
+        (1e3 * (late + loss(model(next_x[-1:]), next_y[-1:]))).backward()
+        optimizer.step()
+        return float((flat(model) - before).norm()) * BATCH
+
+    assert results(run_threads(1, body))[0] <= CLIP * (1 + 1e-5)
+
+
+def test_ranks_that_differ_are_told_so():
+    def body(comm):
+        private(comm, noise_multiplier=1.0 + comm.rank)
+
+    for error in run_threads(2, body):
+        assert isinstance(error, MismatchError)
+        assert "noise_multiplier is 1.0 on rank 0, 2.0 on rank 1" in str(error)
 
 
 def test_schedulers_and_parameter_groups_work_on():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from typing import Any
 from dpcomm import accounting
 from dpcomm._core import UsageError
 from dpcomm.accounting import Release, Steps
-from dpcomm.privacy.plan import Plan
+from dpcomm.privacy.plan import UNSAFE, Plan
 
+_KINDS = ("launch", "steps", "release")
 AHEAD = 32  # steps paid for at once: at most so many are counted in vain by a job that dies
 
 
@@ -64,6 +66,12 @@ class Ledger:
                     f"ledger {self.path}, line {number} is damaged, so what was spent is unknown: "
                     "restore the file; without it, nothing more may be released from these records"
                 ) from error
+            kind = lines[-1].get("kind") if isinstance(lines[-1], dict) else None
+            if kind not in _KINDS:
+                raise UsageError(
+                    f"ledger {self.path}, line {number} has kind {kind!r}, whose cost is unknown "
+                    f"here, where the kinds are {', '.join(_KINDS)}: use the dpcomm that wrote it"
+                )
         if last:
             # The job died in this write. Nothing that it was to pay for can have been released,
             # but the file alone does not show how far it came: it counts in full.
@@ -121,8 +129,15 @@ class Ledger:
                 spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
         return spent
 
+    def paid(self, run: str) -> int:
+        """Steps that were paid for by the run."""
+        return sum(spent.count for spent in self.spent(run) if isinstance(spent, Steps))
+
     def epsilon(self, delta: float, accountant: str = "pld", run: str | None = None) -> float:
-        """ε at `delta` of what `spent` gives."""
+        """ε at `delta` of what `spent` gives; infinite where a seed gave some of the noise."""
+        launches = [line for line in self.lines if line["kind"] == "launch"]
+        if any(line["plan"]["noise"] == UNSAFE and run in (None, line["run"]) for line in launches):
+            return math.inf
         return accounting.composed_epsilon(self.spent(run), delta, accountant)
 
     def affordable(self, plan: Plan, target_epsilon: float, run: str | None = None) -> int:

@@ -125,17 +125,24 @@ class Plan:
 def check_same_plan(plan: Plan | None, comm: Any) -> None:
     """Compares the plans of all ranks, None where a rank trains without privacy.
 
-    Raises MismatchError, on every rank, with the fields that differ and who has which value.
+    Collective. Raises MismatchError, on every rank, with the fields that differ and who has which.
     """
-    values = plan.to_dict() if plan else {"private": False}
+    check_same(plan.to_dict() if plan else {"private": False}, comm)
+
+
+def check_same(values: dict[str, Any], comm: Any) -> None:
+    """Compares what all ranks are to agree on, by its names; values are those of JSON.
+
+    Collective. Raises MismatchError, on every rank, with the values that differ and who has which.
+    """
     sent = np.zeros(_SENT_BYTES, dtype=np.uint8)
     text = json.dumps(values).encode()
     sent[: len(text)] = np.frombuffer(text, dtype=np.uint8)
     received = comm.all_gather(sent).reshape(comm.size, _SENT_BYTES)
-    plans = [json.loads(row.tobytes().rstrip(b"\0")) for row in received]
-    first = plans[0]
+    of_ranks = [json.loads(row.tobytes().rstrip(b"\0")) for row in received]
+    first = of_ranks[0]
     differing = []
-    for rank, other in enumerate(plans):
+    for rank, other in enumerate(of_ranks):
         for name in sorted(first.keys() | other.keys()):
             here, there = first.get(name, "absent"), other.get(name, "absent")
             if here != there:

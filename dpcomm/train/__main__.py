@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from dpcomm import accounting, launch
 from dpcomm._core import UsageError
 from dpcomm.train.options import Options, parse
+
+if TYPE_CHECKING:
+    from dpcomm.train.trainer import Summary
 
 
 def main() -> int:
@@ -39,16 +43,26 @@ def run(comm: launch.Communicator, options: Options) -> None:
     print(f"accuracy       {summary.accuracy:.4f} (majority class {summary.majority:.4f})")
     if summary.auc is not None:
         print(f"AUC            {summary.auc:.4f}")
-    if summary.epsilon is not None and summary.epsilon_of_ledger is not None:
-        print(f"ε              {accounting.show(summary.epsilon)} at δ = {summary.delta:g}")
-        if summary.epsilon_of_ledger > summary.epsilon:
-            everything = accounting.show(summary.epsilon_of_ledger)
-            print(f"               {everything} with all other runs in {summary.ledger}")
-    else:
-        print("ε              none: trained without privacy")
+    print(f"ε              {_told(summary)}")
+    if summary.warning:
+        print(f"               not in it: {summary.warning}")
     print(f"epoch          {summary.epoch_seconds:.2f} s, {summary.step_us:.0f} µs a step")
     print(f"checkpoint     {options.checkpoint}")
     print(f"summary        {options.summary}")
+
+
+def _told(summary: Summary) -> str:
+    if summary.plan is None:
+        return "none: trained without privacy"
+    if summary.epsilon is None:
+        return "none: noise was drawn from a seed"
+    told = f"{accounting.show(summary.epsilon)} at δ = {summary.delta:g}"
+    if summary.epsilon_of_ledger is None:
+        return f"{told}, but none with all other runs in {summary.ledger}: one drew from a seed"
+    if summary.epsilon_of_ledger > summary.epsilon:
+        everything = accounting.show(summary.epsilon_of_ledger)
+        return f"{told}\n               {everything} with all other runs in {summary.ledger}"
+    return told
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ class Summary:
     sample_rate: float
     noise_multiplier: float
     clip_norm: float | None
-    epsilon: float | None  # of this model; None without privacy
+    epsilon: float | None  # of this model; None where nothing is promised
     epsilon_of_ledger: float | None  # of all that the ledger holds
+    warning: str | None  # what the data's own preparation left outside of ε
     delta: float | None
     accuracy: float
     auc: float | None
@@ -78,9 +79,9 @@ class Trainer:
         self.plan = self._make_plan()
         check_same_plan(self.plan, comm)
         self.run, self.step = secrets.token_hex(8), 0
+        self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
         if options.resume:
             self._resume(checkpoint.load(comm, options.checkpoint))
-        self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
         self._combine = self._make_step()
         self._sampling_key = shared_key(comm, options.unsafe_seed)
         self._nonfinite = 0
@@ -183,6 +184,7 @@ class Trainer:
                         f"--resume: {name} is {here}, but {there} in {path}: resume on the data "
                         "that it was trained on"
                     )
+            self._refuse_unpaid(saved)
         try:
             self.model.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
@@ -192,6 +194,17 @@ class Trainer:
                 "--model, --hidden and --optimizer that it was trained with"
             ) from error
         self.run, self.step = saved.run, saved.step
+
+    def _refuse_unpaid(self, saved: Checkpoint) -> None:
+        """Each step of the checkpoint was paid for before it was taken, in its own ledger."""
+        paid = self._from_rank_0(lambda: self.ledger.paid(saved.run) if self.ledger else 0)
+        if paid < saved.step:
+            raise UsageError(
+                f"--resume: {self.options.checkpoint} has taken {saved.step} steps, but the ledger "
+                f"{self.options.ledger} holds {paid:.0f} of them, so that ε would be told too "
+                f"small: give the ledger that it was trained with, --ledger {saved.ledger}, "
+                "restored where it was lost"
+            )
 
     def _open_launch(self) -> int:
         """Announces the launch; how many steps it may take."""
@@ -236,8 +249,8 @@ class Trainer:
         plan, ledger = self.plan, self.ledger
         epsilon = total = None
         if plan and ledger:
-            epsilon = ledger.epsilon(plan.delta, plan.accountant, self.run)
-            total = ledger.epsilon(plan.delta, plan.accountant)
+            epsilon = _promised(ledger.epsilon(plan.delta, plan.accountant, self.run))
+            total = _promised(ledger.epsilon(plan.delta, plan.accountant))
         return Summary(
             dataset=self.options.dataset,
             ranks=self.comm.size,
@@ -248,6 +261,7 @@ class Trainer:
             clip_norm=plan.clip_norm if plan else None,
             epsilon=epsilon,
             epsilon_of_ledger=total,
+            warning=(self.data.warning or None) if plan else None,
             delta=plan.delta if plan else None,
             accuracy=measured["accuracy"],
             auc=measured.get("auc"),
@@ -298,6 +312,10 @@ def _load(options: Options, split: str) -> shards.Dataset:
             f"data/raw/{source} && python -m dpcomm.data.prepare data/raw/{source} {options.data} "
             f"--schema {options.dataset}"
         ) from error
+
+
+def _promised(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from groups import ROOT, environment
 
 from dpcomm import UsageError, accounting
 from dpcomm.privacy.ledger import AHEAD, Ledger, Toll
-from dpcomm.privacy.plan import Plan
+from dpcomm.privacy.plan import UNSAFE, Plan
 
 PLAN = Plan(
     records=10_000, sample_rate=0.02, steps=100, clip_norm=1.0, noise_multiplier=1.2, delta=1e-5
@@ -172,3 +173,19 @@ def test_the_file_is_lines_of_json(ledger):
     assert lines[0]["plan"] == PLAN.to_dict()
     assert lines[1] == {"kind": "steps", "count": 3, "sample_rate": 0.02, "noise_multiplier": 1.2}
     assert lines[0]["ahead"] == AHEAD
+
+
+@pytest.mark.parametrize("line", ['{"kind": "audit", "count": 3}', "3"])
+def test_a_line_of_unknown_cost_is_refused(ledger, line):
+    ledger.close()
+    with open(ledger.path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=r"line 2 has kind .*, whose cost is unknown"):
+        Ledger(ledger.path)
+
+
+def test_noise_from_a_seed_promises_nothing(ledger):
+    ledger.pay(PLAN, 1)
+    ledger.launch("tested", replace(PLAN, noise=UNSAFE), 1, "key b")
+    assert ledger.epsilon(PLAN.delta, run="run") == epsilon(1)
+    assert ledger.epsilon(PLAN.delta, run="tested") == ledger.epsilon(PLAN.delta) == math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -14,11 +15,14 @@ from conftest import make_rows, write_folder
 from groups import environment, results, run_threads
 
 from dpcomm import MismatchError, UsageError, accounting
+from dpcomm.data import pums, schema
+from dpcomm.data.prepare import prepare
+from dpcomm.data.stats import Statistics
 from dpcomm.privacy.ledger import AHEAD, Ledger
 from dpcomm.privacy.plan import plan_from_dict
 from dpcomm.train import checkpoint
 from dpcomm.train.options import DATASETS, parse
-from dpcomm.train.trainer import Trainer
+from dpcomm.train.trainer import Trainer, save_summary
 
 RATE, SIGMA = 0.05, 1.1
 
@@ -141,6 +145,21 @@ def test_a_run_resumes_on_another_number_of_ranks_with_another_key(options):
     assert "key" not in "".join(saved.plan)
 
 
+@pytest.mark.parametrize("ledger", ["another file", "lost"])
+def test_a_run_is_not_resumed_without_the_ledger_that_paid_for_it(options, tmp_path, ledger):
+    train(replace(options, steps=20))
+    resumed = replace(options, resume=True)
+    if ledger == "lost":
+        options.ledger.unlink()
+    else:
+        resumed = replace(resumed, ledger=tmp_path / "other.jsonl")
+        train(replace(resumed, resume=False, checkpoint=tmp_path / "other.pt"))  # pays, for itself
+    for error in run_threads(2, lambda comm: Trainer(comm, resumed)):
+        assert isinstance(error, UsageError)
+        assert f"{resumed.ledger} holds 0 of them" in str(error)
+        assert f"--ledger {options.ledger}" in str(error)
+
+
 def test_what_a_dead_job_had_paid_for_counts(options):
     """It dies after its checkpoint at step 20 and before its next: those steps are done again."""
     train(replace(options, steps=20))
@@ -196,6 +215,45 @@ def test_releases_of_preparation_count(options, tmp_path):
     folder = write_folder(tmp_path / "charged", *make_rows(), {"ledger": [charge]})
     _, summary = train(replace(options, data=folder))
     assert summary.epsilon > epsilon(40) + 0.2
+
+
+def prepared(folder, statistics, ledger):
+    """Generated people, of whom a missing age becomes the mean."""
+    (folder / "raw.csv").write_bytes(pums.generate(4000, seed=5))
+    source = schema.load("pums").source
+    source["columns"]["age"]["impute"] = "mean"
+    asking = schema.from_dict(source)
+    prepare(str(folder / "raw.csv"), str(folder / "out"), asking, stats=statistics, ledger=ledger)
+    return folder / "out"
+
+
+def test_statistics_of_preparation_are_charged_once_in_the_ledger_of_training(options, tmp_path):
+    pytest.importorskip("opendp")
+    folder = prepared(tmp_path, Statistics("dp", 0.25), options.ledger)
+    trainer, summary = train(replace(options, data=folder))
+    kinds = [line["kind"] for line in Ledger(options.ledger).lines]
+    assert kinds == ["release", "launch", "steps", "steps"]
+    spent = [accounting.Release(0.25, 0.0), accounting.Steps(RATE, SIGMA, 40)]
+    assert summary.epsilon == accounting.composed_epsilon(spent, 1e-5, "rdp")
+    assert summary.epsilon > epsilon(40) + 0.2
+    assert summary.warning is None
+
+
+def test_exact_statistics_of_preparation_are_told_of(options, tmp_path, capsys):
+    folder = prepared(tmp_path, Statistics("exact"), options.ledger)
+    _, summary = train(replace(options, data=folder))
+    assert "exact statistics, which epsilon does not cover" in summary.warning
+    assert f"Warning: {summary.warning}." in capsys.readouterr().out
+
+
+def test_noise_from_a_seed_has_no_epsilon(options, tmp_path):
+    _, summary = train(replace(options, unsafe_seed=3))
+    assert summary.epsilon is summary.epsilon_of_ledger is None
+    save_summary(summary, tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text())["epsilon"] is None
+    _, secure = train(replace(options, checkpoint=tmp_path / "secure.pt"))
+    assert secure.epsilon == epsilon(40)
+    assert secure.epsilon_of_ledger is None
 
 
 @pytest.mark.parametrize(
