@@ -113,7 +113,6 @@ def test_two_workers_write_the_bytes_of_one_process(cluster, raw, prepared, tmp_
     assert same(tmp_path / "out", prepared)
 
 
-@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(cluster, tmp_path):
     """One worker dies in the middle of the first stage; the other does its finished work again."""
     raw = tmp_path / "pums.csv"

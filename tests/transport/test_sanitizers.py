@@ -31,7 +31,6 @@ def run(binary, *arguments):
     return subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 def test_threads_are_clean_and_a_planted_race_is_caught(tmp_path):
     binary = build(tmp_path, "-fsanitize=thread")
     clean = run(binary)
@@ -40,7 +39,6 @@ def test_threads_are_clean_and_a_planted_race_is_caught(tmp_path):
     assert "WARNING: ThreadSanitizer: data race" in raced.stderr
 
 
-@pytest.mark.slow
 def test_addresses_and_behaviour_are_defined(tmp_path):
     binary = build(tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
     clean = run(binary)
