@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import hashlib
 import importlib
+import math
 import os
 import re
 import secrets
@@ -54,6 +55,10 @@ class Job:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be."""
 
+
+# Until then no signal is raised: Ctrl-C comes from the terminal and once more from mpirun, and the
+# second must not stop what the first has begun, the end of the job.
+_deaf_until = 0.0
 
 _meetings = 0  # calls of init() so far: all ranks count alike
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
@@ -226,9 +231,12 @@ def _guard(comm: Communicator) -> None:
     if sys.excepthook is _end_job:
         return
     sys.excepthook = _end_job
-    main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, default in defaults.items():
+        if signal.getsignal(number) is default:
+            signal.signal(number, _interrupt)
 
 
 def _leave(reference: weakref.ref[Communicator]) -> None:
@@ -236,8 +244,13 @@ def _leave(reference: weakref.ref[Communicator]) -> None:
         comm.close()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated("SIGTERM")
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _deaf_until
+    now = time.monotonic()
+    if now < _deaf_until:
+        return
+    _deaf_until = now + 1
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def exit_code(error: BaseException) -> int:
@@ -258,6 +271,8 @@ def who(rank: int, size: int) -> str:
 
 def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: says which rank ends and why, then ends all of them."""
+    global _deaf_until
+    _deaf_until = math.inf
     if not isinstance(error, (_core.Error, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     text = str(error) if isinstance(error, _core.Error) else f"{kind.__name__}: {error}"

@@ -80,11 +80,7 @@ Segment::Layout::Layout(int size, bool threads) {
 
 // Zeroed memory is a valid start for every object in it, so that no rank must come first.
 Segment::Segment(std::byte* base, int size, bool threads)
-    : base_(base),
-      size_(size),
-      threads_(threads),
-      crowded_(size > cores()),
-      layout_(size, threads) {}
+    : base_(base), size_(size), threads_(threads), layout_(size, threads) {}
 
 Segment::~Segment() { ::munmap(base_, layout_.end); }
 
@@ -94,7 +90,9 @@ std::shared_ptr<Segment> Segment::of_threads(int size) {
                       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "cannot map ", bytes, " bytes for ", size,
                " ranks: ", std::strerror(errno));
-  return std::shared_ptr<Segment>(new Segment(static_cast<std::byte*>(base), size, true));
+  std::shared_ptr<Segment> segment(new Segment(static_cast<std::byte*>(base), size, true));
+  segment->crowded_ = size > cores();
+  return segment;
 }
 
 std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
@@ -109,8 +107,12 @@ std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
   std::shared_ptr<Segment> segment(new Segment(static_cast<std::byte*>(base), meeting.size, false));
   Member& self = segment->member(meeting.rank);
   self.born = look_up(::getpid()).born;
+  self.cores = cores();
   self.pid = ::getpid();
   segment->await_members(meeting);
+  for (int rank = 0; rank < meeting.size; ++rank) {
+    segment->crowded_ |= meeting.size > segment->member(rank).cores;
+  }
   return segment;
 }
 

@@ -16,7 +16,8 @@ namespace dpcomm {
 
 // What a rank shows to its peers.
 struct alignas(64) Member {
-  std::atomic<std::int32_t> pid{0};
+  std::atomic<std::int32_t> pid{0};    // what is shown with it is there once this is
+  std::atomic<std::int32_t> cores{0};  // that it may run on
   std::atomic<std::uint64_t> born{0};  // start time in ticks since boot: pids are used again
   std::atomic<bool> left{false};
   std::atomic<std::uint64_t> doing{0};  // operation and sequence, see pack_doing()
@@ -60,7 +61,9 @@ class Segment {
   Segment& operator=(const Segment&) = delete;
 
   int size() const { return size_; }
-  bool crowded() const { return crowded_; }  // more ranks than cores
+  // More ranks than some rank has cores. It selects algorithms, so all ranks must find the same,
+  // and where they are pinned differently they see different cores.
+  bool crowded() const { return crowded_; }
   Failure& failure() { return *reinterpret_cast<Failure*>(base_); }
   Member& member(int rank) { return members()[rank]; }
   Stream& stream(int from, int to) { return streams()[from * size_ + to]; }
@@ -96,7 +99,7 @@ class Segment {
   std::byte* base_;
   int size_;
   bool threads_;
-  bool crowded_;
+  bool crowded_ = false;
   Layout layout_;
 };
 

@@ -48,7 +48,7 @@ class SharedMemory {
   virtual std::uint64_t take_ticket() = 0;
   // Two halves a rank, kStagingBytes each, for buffers that peers cannot see.
   virtual std::byte* staging(int rank, int half) = 0;
-  virtual bool crowded() const = 0;  // more ranks than cores
+  virtual bool crowded() const = 0;  // more ranks than cores; the same on all ranks
 
   virtual bool sees_all() const = 0;  // any buffer: the ranks are threads
   // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.
