@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
-from dpcomm.torch import Clipped, FlatParameters, clip_factors, refuse_mixing
+from dpcomm.torch import Clipped, FlatParameters, clip_factors, refuse_mixing, scale_rows
 
 
 @dataclass
@@ -138,7 +138,7 @@ class _Linear:
         a, g = self.input, self.gradient
         if finite is not None:
             a, g, factors = a[finite], g[finite], factors[finite]
-        scaled = g * factors.unsqueeze(1)
+        scaled = scale_rows(g, factors)
         parameters.gradient_of(self.layer.weight).addmm_(scaled.t(), a)
         if self.layer.bias is not None and self.layer.bias.requires_grad:
             parameters.gradient_of(self.layer.bias).add_(scaled.sum(0))

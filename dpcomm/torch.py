@@ -148,7 +148,7 @@ class ClippedGradient:
         for layer, a, g in layers:
             if nonfinite:  # zeroed, not scaled: 0·NaN is NaN
                 a, g = a[finite], g[finite]
-            scaled = g * (factors[finite] if nonfinite else factors).unsqueeze(1)
+            scaled = scale_rows(g, factors[finite] if nonfinite else factors)
             torch.mm(scaled.t(), a, out=self._parameters.gradient_of(layer.weight))
             if layer.bias is not None:
                 torch.sum(scaled, 0, out=self._parameters.gradient_of(layer.bias))
@@ -263,6 +263,15 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     factors = exact.float()
     down = torch.nextafter(factors, torch.zeros(()))
     return torch.where(factors.double() > exact, down, factors)
+
+
+def scale_rows(rows: Tensor, factors: Tensor) -> Tensor:
+    """rows [B, …] times factors [B], with products that are no normal numbers as zero.
+
+    Those round by more than one part in 2^24, which a large input would bring back above the norm.
+    """
+    scaled = rows * factors.view(-1, *[1] * (rows.dim() - 1))
+    return scaled.masked_fill_(scaled.abs() < torch.finfo(scaled.dtype).tiny, 0)
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from dpcomm import UsageError  # noqa: E402
+from dpcomm.hooks import SampleHooks  # noqa: E402
 from dpcomm.torch import ClippedGradient, FlatParameters  # noqa: E402
 
 CLIP = 0.85
@@ -172,6 +174,27 @@ def test_a_sample_that_is_not_finite_changes_nothing_but_its_counter(model, valu
     x[:] = value
     assert gradient_of(x, y).nonfinite == 8
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_the_bound_holds_where_scaled_gradients_are_subnormal(hooks):
+    """Products of so few bits, times so large an input, err by more than is allowed for."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        clip_norm = float(10 ** rng.uniform(-3, 0))
+        inputs = torch.tensor([[float(10 ** rng.uniform(36, 38.4))]])
+        model, targets = nn.Linear(1, int(rng.integers(3, 200))), torch.tensor([1])
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        parameters = FlatParameters(model)
+        if hooks:
+            watch = SampleHooks(model, parameters, clip_norm, "sum")
+            nn.functional.cross_entropy(model(inputs), targets, reduction="sum").backward()
+            watch.add_up()
+        else:
+            loss = partial(nn.functional.cross_entropy, reduction="none")
+            ClippedGradient(model, parameters, loss, clip_norm)(inputs, targets)
+        assert parameters.gradient.double().norm() <= clip_norm
 
 
 def test_an_empty_batch_gives_zeros():

@@ -230,7 +230,7 @@ def prepared(folder, statistics, ledger):
 def test_statistics_of_preparation_are_charged_once_in_the_ledger_of_training(options, tmp_path):
     pytest.importorskip("opendp")
     folder = prepared(tmp_path, Statistics("dp", 0.25), options.ledger)
-    trainer, summary = train(replace(options, data=folder))
+    _, summary = train(replace(options, data=folder))
     kinds = [line["kind"] for line in Ledger(options.ledger).lines]
     assert kinds == ["release", "launch", "steps", "steps"]
     spent = [accounting.Release(0.25, 0.0), accounting.Steps(RATE, SIGMA, 40)]
