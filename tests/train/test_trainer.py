@@ -204,8 +204,11 @@ def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
 
 
 def test_another_run_beside_it_counts_in_the_ledger_not_in_the_model(options):
-    train(options)
+    first, _ = train(options)
     _, again = train(options)
+    old = options.checkpoint.with_name("checkpoint.pt.old")
+    (kept,) = results(run_threads(1, lambda comm: checkpoint.load(comm, old)))
+    assert (kept.run, kept.step) == (first.run, 40), "a model that was paid for is not lost"
     assert again.epsilon == epsilon(40)
     assert again.epsilon_of_ledger == epsilon(80)
 
@@ -260,7 +263,7 @@ def test_noise_from_a_seed_has_no_epsilon(options, tmp_path):
     ("change", "message"),
     [
         ({"hidden": (9,)}, "does not fit the model"),
-        ({"private": False, "noise_multiplier": None}, "add --non-private|drop|with privacy"),
+        ({"private": False, "noise_multiplier": None}, "with privacy: drop --non-private"),
         ({"checkpoint": "none.pt"}, "there is no checkpoint"),
     ],
 )
