@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -121,6 +122,19 @@ def test_records_that_are_not_finite_change_nothing_but_a_line_on_the_terminal(
     trainer, _ = train(spoilt, 2)
     assert "samples with a NaN or infinite gradient were left out" in capsys.readouterr().out
     torch.testing.assert_close(weights(trainer), weights(clean), rtol=1e-5, atol=1e-7)
+
+
+def test_no_key_leaves_the_memory_of_the_job(options, tmp_path, capfd, caplog):
+    caplog.set_level("DEBUG")
+    trainer, summary = train(options)
+    save_summary(summary, tmp_path / "summary.json")
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3, "checkpoint, ledger, summary"
+    said = "".join(capfd.readouterr()) + caplog.text + repr(trainer._combine) + repr(summary)
+    for key in (trainer._combine._key, trainer._sampling_key):
+        assert len(key) == 32
+        for text in (key, key.hex().encode(), base64.b64encode(key)):
+            assert not any(text in content for content in [*files, said.encode()])
 
 
 def test_without_privacy_nothing_is_promised(options):
