@@ -178,8 +178,8 @@ def _flags_of(parser: argparse.ArgumentParser, path: Path, given: Sequence[str])
     given_flags = {argument.partition("=")[0] for argument in given}
     beaten = set()
     for group in parser._mutually_exclusive_groups:
-        names = {name for action in group._group_actions for name in action.option_strings}
-        beaten |= names if names & given_flags else set()
+        group_flags = {name for action in group._group_actions for name in action.option_strings}
+        beaten |= group_flags if group_flags & given_flags else set()
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
