@@ -26,6 +26,7 @@ logger = logging.getLogger("dpcomm")
 # gradient, times input), each time up by at most one part in 2^24.
 _ROUNDED_DOWN = 1 - 2.0**-22
 
+_MOST_LAYERS = 64  # of the native step: kMostLayers in csrc/model/mlp_lanes.hpp
 _MATERIALISED = 1 << 26  # elements of per-sample gradients held at once: 256 MiB of float32
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -230,7 +231,7 @@ def linear_chain(module: nn.Module) -> list[Layer] | None:
     parameters = list(module.parameters())
     expected = sum(2 if layer.bias else 1 for layer in layers)  # fewer, where some are shared
     whole = len(parameters) == expected and all(p.requires_grad for p in parameters)
-    return layers if layers and whole else None
+    return layers if 0 < len(layers) <= _MOST_LAYERS and whole else None
 
 
 def _activation(part: nn.Module) -> str | None:

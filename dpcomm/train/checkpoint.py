@@ -38,6 +38,12 @@ class Checkpoint:
         os.replace(new, path)
 
 
+def set_aside(path: Path) -> None:
+    """Makes room for a new run, but keeps the last one's model, which cost ε: as `path`.old."""
+    if path.exists():
+        os.replace(path, path.with_name(path.name + ".old"))
+
+
 def load(comm: Any, path: Path) -> Checkpoint:
     """Rank 0's file, on every rank. Collective; raises UsageError where there is none."""
     content = b""

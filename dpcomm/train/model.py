@@ -37,12 +37,13 @@ def load_model(reference: str, features: int, classes: int) -> nn.Module:
     name, _, factory = reference.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # as python -m does for scripts of one's own
     try:
-        made = getattr(importlib.import_module(name), factory)(features, classes)
+        make = getattr(importlib.import_module(name), factory)
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"--model {reference}: {error}: give a module that can be imported from "
             f"{Path.cwd()}, and a function of it that takes (features, classes)"
         ) from error
+    made = make(features, classes)
     if not isinstance(made, nn.Module):
         raise UsageError(f"--model {reference} made a {type(made).__name__}, not a torch module")
     return made

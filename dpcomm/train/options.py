@@ -82,10 +82,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser = _parser()
     config = parser.parse_args(arguments).config
     if config:
-        arguments = _flags_of(parser, Path(config)) + arguments
+        arguments = _flags_of(parser, Path(config), arguments) + arguments
     args = parser.parse_args(arguments)
     suits = DATASETS[args.dataset]
-    folder = Path("runs") / args.dataset
+    folder = Path("runs") / (args.dataset if args.private else f"{args.dataset}-non-private")
     checkpoint = args.checkpoint or folder / "checkpoint.pt"
     calibrated = args.private and args.noise_multiplier is None
     return Options(
@@ -167,14 +167,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--algo", choices=_core.algorithms(), help="all-reduce; default: chosen")
     run.add_argument("--transport", choices=("shm", "mpi"))
     run.add_argument("--threads", type=_count, help="a rank; default: its share of the cores")
-    run.add_argument("--checkpoint", type=Path, help="default runs/DATASET/checkpoint.pt")
+    run.add_argument("--checkpoint", type=Path, help="default in runs/DATASET[-non-private]")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     run.add_argument("--summary", type=Path, help="default: beside the checkpoint")
     return p
 
 
-def _flags_of(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    """The file as flags, so that one parser checks both."""
+def _flags_of(parser: argparse.ArgumentParser, path: Path, given: Sequence[str]) -> list[str]:
+    """The file as flags, so that one parser checks both, without those that `given` excludes."""
+    given_flags = {argument.partition("=")[0] for argument in given}
+    beaten = set()
+    for group in parser._mutually_exclusive_groups:
+        group_flags = {name for action in group._group_actions for name in action.option_strings}
+        beaten |= group_flags if group_flags & given_flags else set()
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
@@ -191,8 +196,8 @@ def _flags_of(parser: argparse.ArgumentParser, path: Path) -> list[str]:
         if known[flag].nargs == 0:  # a switch
             if not isinstance(value, bool):
                 raise UsageError(f"--config {path}: {name} = {value!r}: write true or false")
-            flags += [flag] if value else []
-        else:
+            flags += [flag] if value and flag not in beaten else []
+        elif flag not in beaten:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             flags.append(f"{flag}={text}")
     return flags

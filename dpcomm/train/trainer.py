@@ -95,6 +95,8 @@ class Trainer:
         )
         toll = Toll(self.comm, self.ledger, self.plan, left) if self.plan else None
         per_epoch = max(1, round(1 / self.options.sample_rate))
+        if self._speaks and not self.options.resume:
+            checkpoint.set_aside(self.options.checkpoint)
         self._save()
         saving = 0.0
         begin = time.perf_counter()
@@ -141,12 +143,10 @@ class Trainer:
             )
         delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
-        noise_multiplier = options.noise_multiplier or self._from_rank_0(
-            lambda: accounting.noise_multiplier(
-                options.target_epsilon or 0, options.sample_rate, self.steps, delta,
-                options.accountant,
-            )
-        )  # fmt: skip
+        # On every rank, as is all that takes long: none waits, and runs into its deadline.
+        noise_multiplier = options.noise_multiplier or accounting.noise_multiplier(
+            options.target_epsilon or 0, options.sample_rate, self.steps, delta, options.accountant
+        )
         return Plan(
             records=records,
             sample_rate=options.sample_rate,
@@ -173,8 +173,10 @@ class Trainer:
     def _resume(self, saved: Checkpoint) -> None:
         path = self.options.checkpoint
         if (saved.plan is None) != (self.plan is None):
+            trained, fix = ("without", "add") if self.plan else ("with", "drop")
             raise UsageError(
-                f"--resume: {path} was trained {'without' if self.plan else 'with'} privacy"
+                f"--resume: {path} was trained {trained} privacy: {fix} --non-private, or name "
+                "another --checkpoint"
             )
         if saved.plan and self.plan:
             for name in ("records", "dataset", "neighbouring"):
@@ -276,7 +278,7 @@ class Trainer:
         )
 
     def _from_rank_0(self, compute: Any) -> float:
-        """Rank 0's result on every rank: what is costly, or only rank 0 can know."""
+        """Rank 0's result on every rank: what it alone can know."""
         value = np.array([compute() if self._speaks else 0.0], np.float64)
         return float(self.comm.broadcast(value)[0])
 

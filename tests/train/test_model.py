@@ -10,6 +10,8 @@ from torch import nn
 
 from dpcomm import UsageError
 from dpcomm.data import shards
+from dpcomm.privacy.mlp import Mlp
+from dpcomm.torch import linear_chain
 from dpcomm.train.model import auc, check_outputs, evaluate, load_model, losses, mlp, share
 
 
@@ -58,13 +60,25 @@ def test_a_users_model_is_taken_and_checked(tmp_path, monkeypatch):
         "from torch import nn\n"
         "def good(features, classes): return nn.Linear(features, 1)\n"
         "def bad(features, classes): return 3\n"
+        "def broken(features, classes): return nn.linear\n"
     )
     check_outputs(load_model("mine_of_test:good", 6, 2), 6, 2)
     with pytest.raises(UsageError, match="made a int, not a torch module"):
         load_model("mine_of_test:bad", 6, 2)
+    with pytest.raises(AttributeError, match="no attribute 'linear'"):  # theirs, with its trace
+        load_model("mine_of_test:broken", 6, 2)
     with pytest.raises(UsageError, match="no attribute 'ugly'"):
         load_model("mine_of_test:ugly", 6, 2)
     with pytest.raises(UsageError, match="No module named 'theirs_of_test'"):
         load_model("theirs_of_test:good", 6, 2)
     with pytest.raises(UsageError, match=r"into \[2, 4\]: 2 classes need \[2, 1\] logits"):
         check_outputs(nn.Linear(6, 4), 6, 2)
+
+
+def test_a_chain_longer_than_the_native_step_takes_goes_through_torch():
+    layers = [nn.Linear(2, 2) for _ in range(65)]
+    assert linear_chain(nn.Sequential(*layers)) is None
+    chain = linear_chain(nn.Sequential(*layers[:64]))
+    Mlp(chain, "cross_entropy")
+    with pytest.raises(UsageError):
+        Mlp([*chain, chain[0]], "cross_entropy")

@@ -28,6 +28,10 @@ def test_what_is_given_replaces_its_alternative():
     assert parse(["--dataset", "pums", "--checkpoint", "a/b.pt"]).ledger == Path("a/ledger.jsonl")
 
 
+def test_a_run_without_privacy_has_a_folder_of_its_own():
+    assert parse(["--non-private"]).checkpoint == Path("runs/census-non-private/checkpoint.pt")
+
+
 def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text(
@@ -36,6 +40,21 @@ def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path):
     options = parse(["--config", str(config), "--lr", "0.1"])
     assert (options.clip_norm, options.lr, options.hidden) == (0.5, 0.1, (8, 4))
     assert (options.private, options.algo) == (True, "ring")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("target_epsilon = 2.0\nepochs = 3", ["--noise-multiplier=1.5", "--steps", "7"]),
+        ("non-private = true\nepochs = 3", ["--noise-multiplier", "1.5", "--steps=7"]),
+    ],
+)
+def test_a_flag_beats_what_it_excludes_in_the_file(tmp_path, text, flags):
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    options = parse(["--config", str(config), *flags])
+    assert (options.private, options.noise_multiplier, options.steps) == (True, 1.5, 7)
+    assert options.target_epsilon is options.epochs is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -123,6 +124,19 @@ def test_records_that_are_not_finite_change_nothing_but_a_line_on_the_terminal(
     torch.testing.assert_close(weights(trainer), weights(clean), rtol=1e-5, atol=1e-7)
 
 
+def test_no_key_leaves_the_memory_of_the_job(options, tmp_path, capfd, caplog):
+    caplog.set_level("DEBUG")
+    trainer, summary = train(options)
+    save_summary(summary, tmp_path / "summary.json")
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3, "checkpoint, ledger, summary"
+    said = "".join(capfd.readouterr()) + caplog.text + repr(trainer._combine) + repr(summary)
+    for key in (trainer._combine._key, trainer._sampling_key):
+        assert len(key) == 32
+        for text in (key, key.hex().encode(), base64.b64encode(key)):
+            assert not any(text in content for content in [*files, said.encode()])
+
+
 def test_without_privacy_nothing_is_promised(options):
     private = replace(options, private=False, noise_multiplier=None)
     trainer, summary = train(private, 2)
@@ -204,8 +218,11 @@ def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
 
 
 def test_another_run_beside_it_counts_in_the_ledger_not_in_the_model(options):
-    train(options)
+    first, _ = train(options)
     _, again = train(options)
+    old = options.checkpoint.with_name("checkpoint.pt.old")
+    (kept,) = results(run_threads(1, lambda comm: checkpoint.load(comm, old)))
+    assert (kept.run, kept.step) == (first.run, 40), "a model that was paid for is not lost"
     assert again.epsilon == epsilon(40)
     assert again.epsilon_of_ledger == epsilon(80)
 
@@ -260,7 +277,7 @@ def test_noise_from_a_seed_has_no_epsilon(options, tmp_path):
     ("change", "message"),
     [
         ({"hidden": (9,)}, "does not fit the model"),
-        ({"private": False, "noise_multiplier": None}, "add --non-private|drop|with privacy"),
+        ({"private": False, "noise_multiplier": None}, "with privacy: drop --non-private"),
         ({"checkpoint": "none.pt"}, "there is no checkpoint"),
     ],
 )
