@@ -49,9 +49,12 @@ class Communicator:
     type that came in. UsageError, a ValueError, for anything else, before a byte is sent.
     """
 
-    def __init__(self, core: _core.Communicator, hosts: int = 1) -> None:
+    def __init__(
+        self, core: _core.Communicator, hosts: int = 1, whole: Communicator | None = None
+    ) -> None:
         self.core = core
         self._hosts = hosts
+        self._whole = whole  # that this is a part of: an error on any of its ranks ends it
         self._worker: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None  # the latest that the worker was given
 
@@ -70,7 +73,7 @@ class Communicator:
 
     @property
     def hosts(self) -> int:
-        """How many hosts the ranks are on."""
+        """How many hosts the job's ranks are on; after a split, the most there can be."""
         return self._hosts
 
     def __repr__(self) -> str:
@@ -82,7 +85,9 @@ class Communicator:
         Its content is arbitrary. `dtype` is a torch dtype, for a tensor, or what NumPy takes, for
         an array. Every other buffer works too, through copies on the way in and out.
 
-        Raises EnvironmentError when the host's memory is used up.
+        Raises EnvironmentError when this rank's such arrays would exceed the host's memory. What
+        other ranks and programs hold is not counted: like any memory, a page is taken when it is
+        first written.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         torch = sys.modules.get("torch")
@@ -128,7 +133,7 @@ class Communicator:
         source = self._array(tensor, "tensor")
         self._check_parts("reduce_scatter", source)
         shape = (source.shape[0] // self.size, *source.shape[1:])
-        target = self._out(out, source, shape)
+        target = self._out(out, source, shape, None)
         return self._run(async_op, self.core.reduce_scatter, source, target, target.count, op, algo)
 
     def all_gather(
@@ -141,7 +146,8 @@ class Communicator:
         source = self._array(tensor, "tensor")
         if not source.shape:
             raise self._error("all_gather of a scalar: reshape it to [1]")
-        target = self._out(out, source, (self.size * source.shape[0], *source.shape[1:]))
+        shape = (self.size * source.shape[0], *source.shape[1:])
+        target = self._out(out, source, shape, self.rank * source.nbytes)
         return self._run(async_op, self.core.all_gather, source, target, source.count, "sum", algo)
 
     def all_to_all(self, tensor: Any, out: Any = None, async_op: bool = False) -> Any:
@@ -187,7 +193,7 @@ class Communicator:
         rank. Every rank calls it; one with a negative color gets None."""
         self._settle()
         core = self.core.split(color, key)
-        return None if core is None else Communicator(core, min(self._hosts, core.size))
+        return None if core is None else Communicator(core, min(self._hosts, core.size), self)
 
     def close(self) -> None:
         """This rank's part is over. Called when the process ends in peace."""
@@ -241,14 +247,21 @@ class Communicator:
             raise self._error(f"{name} is read-only and would be written: give out=, or a copy")
         return described
 
-    def _out(self, out: Any, source: arrays.Array, shape: tuple[int, ...]) -> arrays.Array:
+    def _out(
+        self, out: Any, source: arrays.Array, shape: tuple[int, ...], place: int | None = 0
+    ) -> arrays.Array:
+        """`out`, or a new array. It may hold the input at the byte `place`, else they must be
+        apart; None: anywhere."""
         if out is None:
-            out = arrays.empty(source.source, shape, source.dtype)
+            return self._array(arrays.empty(source.source, shape, source.dtype), "out")
         target = self._array(out, "out", written=True)
         if target.shape != shape or target.dtype != source.dtype:
             raise self._error(
                 f"out is {target.dtype} {target.shape}: this call needs {source.dtype} {shape}"
             )
+        begin = source.pointer - target.pointer
+        if place not in (None, begin) and -source.nbytes < begin < target.nbytes:
+            raise self._error("out overlaps the input in part: give memory that is apart from it")
         return target
 
     def _error(self, text: str) -> _core.UsageError:

@@ -55,6 +55,10 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = ast.unparse(node.func).split(".")[-1]
+            loads = function in {"import_module", "__import__"}
+            names |= {str(node.args[0].value).split(".")[0]} if loads else set()
     return names
 
 
@@ -63,7 +67,7 @@ def violations(root: Path) -> list[str]:
     for path in sorted([*root.glob("csrc/**/*.[chi]*"), *root.glob("bindings/*.[ch]pp")]):
         name = path.relative_to(root)
         layer = name.parts[1] if name.parts[0] == "csrc" else None
-        if layer is not None and path.suffix in {".hpp", ".cpp", ".cu", ".cuh", ".inl"}:
+        if layer is not None and path.suffix in {".h", ".hpp", ".cpp", ".cu", ".cuh", ".inl"}:
             for header in included(path):
                 other = header.split("/")[0]
                 if other in LAYERS and other != layer and other not in LAYERS[layer]:
@@ -92,11 +96,13 @@ def test_a_planted_violation_is_seen(tmp_path):
         "csrc/base/log.hpp": '#include "engine/execute.hpp"\n',
         "csrc/base/dtype.hpp": "#include <torch/torch.h>\n",
         "csrc/base/env.cpp": "#include <pybind11/pybind11.h>\n",
+        "csrc/simt/planted.h": '#include "engine/execute.hpp"\n',
         "dpcomm/__init__.py": "def later():\n    import torch\n",
+        "dpcomm/comm.py": "import importlib\nimportlib.import_module('mpi4py.MPI')\n",
     }
     for name, line in planted.items():
         path = tmp_path / name
-        path.write_text(path.read_text() + "\n" + line)
+        path.write_text((path.read_text() if path.exists() else "") + "\n" + line)
     found = violations(tmp_path)
     assert [line.split(":")[0] for line in found] == sorted(
         planted, key=lambda name: (name.startswith("dpcomm"), name)

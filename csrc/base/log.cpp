@@ -29,9 +29,13 @@ void set_log_rank(int rank, int size) {
   log_size = size;
 }
 
-void log(LogLevel level, std::string_view message) {
+bool logs(LogLevel level) {
   static const LogLevel limit = threshold();
-  if (level > limit) return;
+  return level <= limit;
+}
+
+void log(LogLevel level, std::string_view message) {
+  if (!logs(level)) return;
   const std::string who = log_rank < 0 ? "" : concat("rank ", log_rank, "/", log_size, ": ");
   const std::string line = concat("dpcomm: ", who, message, "\n");
   // One write a line, so that lines of several ranks do not mix.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.hpp"
+#include "base/log.hpp"
 
 namespace dpcomm {
 namespace {
@@ -26,13 +27,19 @@ Communicator::Communicator(std::shared_ptr<Transport> transport)
   if (SharedMemory* const memory = transport_->shared_memory()) {
     direct_ = std::make_unique<DirectAllReduce>(*memory, rank(), size());
   }
+  if (!logs(LogLevel::kInfo)) return;
+  std::string ranks;
+  for (int peer = 0; peer < size(); ++peer) ranks += concat(" ", transport_->job_rank(peer));
+  log(LogLevel::kInfo, concat("rank ", rank(), "/", size(), " over ", transport_->name(),
+                              ", of the job's ranks", ranks));
 }
 
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
   if (direct_ && algorithm == Algorithm::kRoundRobin) {
-    const Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
+    Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
+    stamp.round = stamp.rounds = 1;
     return guarded(stamp,
                    [&] { direct_->run(arguments.data, arguments.out, stamp, arguments.epilogue); });
   }
@@ -107,7 +114,8 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   all_gather({.data = own, .out = all.data(), .count = 2, .dtype = DType::kInt32});
 
   const std::lock_guard lock(mutex_);
-  const Stamp stamp = next_stamp(Operation::kSplit, Algorithm::kTree, {});
+  Stamp stamp = next_stamp(Operation::kSplit, Algorithm::kTree, {});
+  stamp.round = stamp.rounds = 1;
   if (color < 0) return nullptr;
   std::vector<int> members;
   for (int peer = 0; peer < size(); ++peer) {
@@ -117,6 +125,7 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
                    [&](int a, int b) { return all[2 * a + 1] < all[2 * b + 1]; });
   std::shared_ptr<Transport> part;
   guarded(stamp, [&] { part = transport_->split(stamp, members); });
+  part->set_whole(transport_, members);
   return std::make_unique<Communicator>(std::move(part));
 }
 
@@ -155,6 +164,11 @@ Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
               .redop = arguments.redop};
   const std::string_view name = name_of(algorithm);
   std::copy(name.begin(), name.end(), stamp.algorithm);
+  if (logs(LogLevel::kTrace)) {
+    log(LogLevel::kTrace, describe(stamp));
+  } else if (logs(LogLevel::kInfo) && logged_.emplace(operation, algorithm).second) {
+    log(LogLevel::kInfo, concat("the first by this algorithm: ", describe(stamp)));
+  }
   return stamp;
 }
 

@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "engine/direct.hpp"
@@ -84,6 +86,7 @@ class Communicator {
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
   std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;
+  std::set<std::pair<Operation, Algorithm>> logged_;
   std::vector<std::byte> staging_;
   std::vector<std::byte> scratch_;  // a copy of an input that must not change
   std::mutex mutex_;                // threads take turns

@@ -64,7 +64,7 @@ class MpiTransport final : public Transport {
 
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override {
-    check_notes();
+    check_failure();
     // Headers first: a message that is not the expected one is found before its data is awaited.
     packets_.resize(std::max(packets_.size(), sends.size() + receives.size()));
     Packet* packet = packets_.data();
@@ -99,7 +99,7 @@ class MpiTransport final : public Transport {
     wait(stamp, headers);
     for (std::size_t i = 0; i < receives.size(); ++i) {
       const Packet& came = packets_[i];
-      check_same(stamp, receives[i].bytes, came.header, receives[i].peer);
+      check_same(stamp, receives[i].bytes, came.header, job_rank(receives[i].peer));
       if (receives[i].bytes > 0 && receives[i].bytes <= kInline) {
         std::memcpy(receives[i].data, came.payload.data(), receives[i].bytes);
       }
@@ -180,7 +180,7 @@ class MpiTransport final : public Transport {
       ::usleep(100);
       if (looks % 256 != 0) continue;
       if (since == Clock::time_point{}) since = Clock::now();
-      check_notes();
+      check_failure();
       waiting();
       if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
       const auto left = std::find_if(requests.begin(), requests.end(),
@@ -190,7 +190,7 @@ class MpiTransport final : public Transport {
     }
   }
 
-  void check_notes() {
+  void check_own_failure() override {
     int there = 0;
     MPI_Status status;
     check(MPI_Iprobe(MPI_ANY_SOURCE, kAbort, comm_, &there, &status), "MPI_Iprobe");
@@ -199,7 +199,7 @@ class MpiTransport final : public Transport {
     check(MPI_Recv(&note, sizeof(note), MPI_BYTE, status.MPI_SOURCE, kAbort, comm_, &status),
           "MPI_Recv");
     aborted_ = true;  // the others have been told
-    throw_failure(note.kind, status.MPI_SOURCE, note.reason);
+    throw_failure(note.kind, job_rank(status.MPI_SOURCE), note.reason);
   }
 
   // At the deadline: a message that nobody asked for says what its sender is doing.
@@ -212,7 +212,7 @@ class MpiTransport final : public Transport {
     check(MPI_Recv(&packet, sizeof(packet), MPI_BYTE, status.MPI_SOURCE, kHeader, comm_, &status),
           "MPI_Recv");
     packet.header.stamp.round = stamp.round;
-    check_same(stamp, packet.header.bytes, packet.header, status.MPI_SOURCE);
+    check_same(stamp, packet.header.bytes, packet.header, job_rank(status.MPI_SOURCE));
   }
 
   MPI_Comm comm_;

@@ -172,7 +172,7 @@ bool ShmTransport::pull(const Stamp& stamp, const Incoming& receive, Progress& p
     if (!progress.begun) {
       Header header;
       std::memcpy(&header, bytes + read % capacity, kLine);
-      check_same(stamp, receive.bytes, header, receive.peer);
+      check_same(stamp, receive.bytes, header, job_rank(receive.peer));
       read += kLine;
       there -= kLine;
       progress.begun = true;
@@ -195,10 +195,10 @@ bool ShmTransport::pull(const Stamp& stamp, const Incoming& receive, Progress& p
   return moved;
 }
 
-void ShmTransport::check_failure() const {
+void ShmTransport::check_own_failure() {
   Failure& failure = segment_->failure();
   if (failure.state.load(std::memory_order_acquire) != 2) return;
-  throw_failure(static_cast<FailureKind>(failure.kind), failure.rank, failure.reason);
+  throw_failure(static_cast<FailureKind>(failure.kind), job_rank(failure.rank), failure.reason);
 }
 
 // Ranks in different collectives may all wait for messages that nobody sends or reads. What a peer
@@ -209,7 +209,7 @@ void ShmTransport::check_peers(const Stamp& stamp) const {
     const std::uint64_t doing = segment_->member(peer).doing.load(std::memory_order_relaxed);
     if (doing >> 8 == stamp.sequence && doing != pack_doing(stamp)) {
       throw MismatchError(concat("ranks disagree\n  this rank is in ", describe(stamp), "\n  rank ",
-                                 peer, " is in ", describe_doing(doing), kAgree));
+                                 job_rank(peer), " is in ", describe_doing(doing), kAgree));
     }
     const Stream& stream = segment_->stream(peer, rank());
     const std::uint64_t read = stream.read.load(std::memory_order_relaxed);
@@ -219,7 +219,7 @@ void ShmTransport::check_peers(const Stamp& stamp) const {
                 kLine);
     if (header.stamp.sequence != stamp.sequence) continue;  // it is ahead, or behind
     header.stamp.round = stamp.round;
-    check_same(stamp, header.bytes, header, peer);
+    check_same(stamp, header.bytes, header, job_rank(peer));
   }
 }
 
@@ -273,7 +273,7 @@ void ShmTransport::await_entries(const Stamp& stamp) {
   const std::uint64_t expected = fingerprint(stamp);
   for (int peer = 0; peer < size(); ++peer) {
     if (entry(peer).fingerprint != expected) {
-      check_same(stamp, 0, {entry(peer).stamp, 0}, peer);
+      check_same(stamp, 0, {entry(peer).stamp, 0}, job_rank(peer));
     }
   }
 }
@@ -311,8 +311,12 @@ std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,
       static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
   if (!threads_) {
     const std::string key = concat(key_, ".", stamp.sequence, ".", members[0]);
+    const auto on_wait = [this] {
+      check_failure();
+      waiting();
+    };
     std::shared_ptr<Transport> made =
-        shm_transport({key, place, count, timeout(), wait_callback()}, timeout());
+        shm_transport({key, place, count, timeout(), on_wait}, timeout());
     made->on_wait(wait_callback());
     return made;
   }

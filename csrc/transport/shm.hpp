@@ -63,7 +63,7 @@ class ShmTransport final : public Transport, public SharedMemory {
                 std::span<const Incoming> receives);
   bool push(const Stamp& stamp, const Outgoing& send, Progress& progress);
   bool pull(const Stamp& stamp, const Incoming& receive, Progress& progress);
-  void check_failure() const;
+  void check_own_failure() override;
   void check_peers(const Stamp& stamp) const;
 
   std::shared_ptr<Segment> segment_;

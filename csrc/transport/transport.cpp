@@ -2,6 +2,11 @@
 
 namespace dpcomm {
 
+void Transport::set_whole(std::shared_ptr<Transport> whole, const std::vector<int>& members) {
+  for (int member : members) job_ranks_.push_back(whole->job_rank(member));
+  whole_ = std::move(whole);
+}
+
 void throw_failure(FailureKind kind, int rank, std::string_view reason) {
   const std::string text = concat("rank ", rank, " ended the job: ", reason);
   switch (kind) {
@@ -17,18 +22,22 @@ void throw_failure(FailureKind kind, int rank, std::string_view reason) {
 
 TimeoutError timeout_error(const Transport& transport, const Stamp& stamp, int peer,
                            std::string_view last_seen) {
+  const int late = transport.job_rank(peer);
   return TimeoutError(concat("timeout ", transport.timeout(), " s in ", position(stamp), " over ",
-                             transport.name(), "\n  waiting for rank ", peer,
+                             transport.name(), "\n  waiting for rank ", late,
                              last_seen.empty() ? "" : ", last seen in ", last_seen,
-                             "\n  fix: see rank ", peer,
-                             "'s log above; rerun with DPCOMM_DEBUG=INFO, or raise --timeout"));
+                             "\n  fix: see rank ", late,
+                             "'s log above; rerun with DPCOMM_DEBUG=INFO, or with more time: "
+                             "DPCOMM_TIMEOUT=",
+                             2 * transport.timeout()));
 }
 
 LostPeerError lost_peer_error(const Transport& transport, const Stamp& stamp, int peer,
                               std::string_view how) {
-  return LostPeerError(concat("lost rank ", peer, " in ", position(stamp), " over ",
-                              transport.name(), "\n  rank ", peer, " ", how, "\n  fix: see rank ",
-                              peer,
+  const int lost = transport.job_rank(peer);
+  return LostPeerError(concat("lost rank ", lost, " in ", position(stamp), " over ",
+                              transport.name(), "\n  rank ", lost, " ", how, "\n  fix: see rank ",
+                              lost,
                               "'s log above, or the kernel's (out of memory?); then --resume"));
 }
 

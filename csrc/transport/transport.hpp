@@ -44,6 +44,11 @@ class Transport {
   double timeout() const { return timeout_; }  // seconds
   virtual std::string_view name() const = 0;
 
+  // This transport came of a split: it fails where `whole` fails, and its errors name the ranks as
+  // the whole job does.
+  void set_whole(std::shared_ptr<Transport> whole, const std::vector<int>& members);
+  int job_rank(int peer) const { return job_ranks_.empty() ? peer : job_ranks_[peer]; }
+
   // All messages of a round, in flight together. Returns when every receive has landed and every
   // send buffer may be changed again. Messages of a pair keep their order. MismatchError when a
   // message carries another stamp or length, LostPeerError when a peer that is waited for has died,
@@ -62,6 +67,12 @@ class Transport {
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
 
+  // Raises what a rank of this transport, or of what it was split from, reported through abort().
+  void check_failure() {
+    check_own_failure();
+    if (whole_) whole_->check_failure();
+  }
+
   // Tells the peers that this rank's part is over: one that still waits for it has lost it, but its
   // end is no accident. Nothing else may be called after it.
   virtual void close() noexcept {}
@@ -70,6 +81,8 @@ class Transport {
   void on_wait(std::function<void()> callback) { on_wait_ = std::move(callback); }
 
  protected:
+  virtual void check_own_failure() = 0;
+
   void waiting() const {
     if (on_wait_) on_wait_();
   }
@@ -81,6 +94,8 @@ class Transport {
   int size_;
   double timeout_;
   std::function<void()> on_wait_;
+  std::shared_ptr<Transport> whole_;
+  std::vector<int> job_ranks_;  // empty: our own
 };
 
 // Raises what another rank reported through abort().

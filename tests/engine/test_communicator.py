@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from groups import results, run_threads
 
+import dpcomm
 from dpcomm import _core
 
 SIZES = [1, 2, 3, 4, 5, 7, 8]
@@ -226,3 +227,33 @@ def test_bad_arguments_are_refused_by_name_and_the_communicator_lives_on(call, m
         return comm.all_reduce(np.ones(3))
 
     assert all((result == 2).all() for result in results(run_threads(2, body)))
+
+
+def _shifted(comm):
+    array = np.arange(9.0)
+    comm.all_reduce(array[:-1], out=array[1:])
+
+
+def _gathered_into_another_place(comm):
+    array = np.arange(4.0)
+    other = 2 - 2 * comm.rank
+    comm.all_gather(array[other : other + 2], out=array)
+
+
+@pytest.mark.parametrize("call", [_shifted, _gathered_into_another_place])
+def test_an_out_that_overlaps_the_input_in_part_is_refused(call):
+    for outcome in run_threads(2, call):
+        assert isinstance(outcome, dpcomm.UsageError)
+        assert "overlaps" in str(outcome)
+
+
+def test_an_out_that_holds_the_input_in_its_place_is_right():
+    def body(comm):
+        array, whole = np.full(4, float(comm.rank)), np.full(4, 1.0)
+        mine = slice(2 * comm.rank, 2 * comm.rank + 2)
+        comm.all_gather(array[mine], out=array)
+        comm.reduce_scatter(whole, out=whole[mine])
+        comm.all_reduce(whole[mine], out=whole[mine])
+        return array.tolist(), whole[mine].tolist()
+
+    assert results(run_threads(2, body)) == [([0, 0, 1, 1], [4, 4])] * 2
