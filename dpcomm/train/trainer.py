@@ -98,17 +98,16 @@ class Trainer:
         if self._speaks and not self.options.resume:
             checkpoint.set_aside(self.options.checkpoint)
         self._save()
-        saving = 0.0
-        begin = time.perf_counter()
-        for _ in tqdm(range(left), unit="step", disable=not self._speaks, mininterval=0.5):
+        seconds = 0.0
+        for index in tqdm(range(left), unit="step", disable=not self._speaks, mininterval=0.5):
+            begin = time.perf_counter()
             self._take_step(gradient_of, toll)
+            if index:  # in the first one torch loads what its optimizers need
+                seconds += time.perf_counter() - begin
             if self.step % per_epoch == 0:
-                began_saving = time.perf_counter()
                 self._save()
-                saving += time.perf_counter() - began_saving
-        seconds = time.perf_counter() - begin - saving
         self._save()
-        return self._summarise(seconds / left if left else math.nan, per_epoch)
+        return self._summarise(seconds / (left - 1) if left > 1 else math.nan, per_epoch)
 
     def _take_step(self, gradient_of: Source, toll: Toll | None) -> None:
         begin, end = share(self.data.records, self.comm.rank, self.comm.size)
@@ -143,10 +142,13 @@ class Trainer:
             )
         delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
-        # On every rank, as is all that takes long: none waits, and runs into its deadline.
-        noise_multiplier = options.noise_multiplier or accounting.noise_multiplier(
-            options.target_epsilon or 0, options.sample_rate, self.steps, delta, options.accountant
-        )
+        # Seconds of one core's work: on every rank it would be as many more where ranks share cores.
+        noise_multiplier = options.noise_multiplier or self._from_rank_0(
+            lambda: accounting.noise_multiplier(
+                options.target_epsilon or 0, options.sample_rate, self.steps, delta,
+                options.accountant,
+            )
+        )  # fmt: skip
         return Plan(
             records=records,
             sample_rate=options.sample_rate,
@@ -278,7 +280,7 @@ class Trainer:
         )
 
     def _from_rank_0(self, compute: Any) -> float:
-        """Rank 0's result on every rank: what it alone can know."""
+        """Rank 0's result on every rank: what is costly, or only rank 0 can know."""
         value = np.array([compute() if self._speaks else 0.0], np.float64)
         return float(self.comm.broadcast(value)[0])
 
