@@ -160,3 +160,17 @@ def test_without_a_launcher_the_end_of_one_rank_ends_those_of_another_split(tmp_
     assert codes == [4, 1 if number is None else 130, 4], output
     reason = "RuntimeError: planted" if number is None else "interrupted"
     assert output.count(f"rank {VICTIM} ended the job: {reason}") == 2, output
+
+
+@pytest.mark.parametrize(("level", "said"), [("WARN", 0), ("INFO", 1), ("TRACE", 3)])
+def test_dpcomm_debug_says_which_collectives_run(level, said):
+    code = "import dpcomm; comm = dpcomm.init(); [comm.barrier() for _ in range(3)]"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(DPCOMM_DEBUG=level),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("barrier #") == said, done.stderr
