@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import hashlib
 import importlib
-import math
 import os
 import re
 import secrets
@@ -55,10 +54,6 @@ class Job:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be."""
 
-
-# Until then no signal is raised: Ctrl-C comes from the terminal and once more from mpirun, and the
-# second must not stop what the first has begun, the end of the job.
-_deaf_until = 0.0
 
 _meetings = 0  # calls of init() so far: all ranks count alike
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
@@ -245,11 +240,12 @@ def _leave(reference: weakref.ref[Communicator]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _deaf_until
-    now = time.monotonic()
-    if now < _deaf_until:
+    """Raises the signal, save where it would stop the end of the job: another rank's error, or an
+    earlier signal, is often there first, for the terminal and mpirun each send one."""
+    while frame is not None and frame.f_code is not _end_job.__code__:
+        frame = frame.f_back
+    if frame is not None:
         return
-    _deaf_until = now + 1
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
@@ -271,8 +267,6 @@ def who(rank: int, size: int) -> str:
 
 def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: says which rank ends and why, then ends all of them."""
-    global _deaf_until
-    _deaf_until = math.inf
     if not isinstance(error, (_core.Error, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     text = str(error) if isinstance(error, _core.Error) else f"{kind.__name__}: {error}"

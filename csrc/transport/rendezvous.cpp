@@ -153,10 +153,10 @@ int host(const Meeting& meeting, std::size_t bytes, Clock::time_point deadline) 
   std::vector<bool> came(meeting.size);
   std::vector<Descriptor> guests;
   while (static_cast<int>(guests.size()) < meeting.size - 1) {
-    DPCOMM_CHECK(readable(door.get(), deadline, meeting.on_wait), TimeoutError, "timeout ",
-                 meeting.timeout, " s while the ranks met\n  missing: rank ", names_of(came),
-                 " of ", meeting.size, "\n  fix: see their logs above, or give more time: DPCOMM_TIMEOUT=",
-                 2 * meeting.timeout);
+    DPCOMM_CHECK(
+        readable(door.get(), deadline, meeting.on_wait), TimeoutError, "timeout ", meeting.timeout,
+        " s while the ranks met\n  missing: rank ", names_of(came), " of ", meeting.size,
+        "\n  fix: see their logs above, or give more time: DPCOMM_TIMEOUT=", 2 * meeting.timeout);
     Descriptor guest(::accept4(door.get(), nullptr, nullptr, SOCK_CLOEXEC));
     Hello hello;
     if (guest.get() < 0 || !same_user(guest.get()) ||

@@ -54,8 +54,10 @@ def left_behind() -> set[str]:
     return {str(path) for path in Path("/dev/shm").iterdir()} | sockets
 
 
-def start(launcher: str, folder: Path, transport: str = "shm", failing: int = -1) -> Running:
-    program = [sys.executable, str(PROGRAM), str(folder), transport, str(failing)]
+def start(
+    launcher: str, folder: Path, transport: str = "shm", failing: int = -1, parts: int = 1
+) -> Running:
+    program = [sys.executable, str(PROGRAM), str(folder), transport, str(failing), str(parts)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     if launcher == "mpirun":
         command = [str(MPIRUN), "-np", str(SIZE), *program]
@@ -141,3 +143,34 @@ def test_a_signal_to_one_rank_ends_all_ranks(tmp_path, number):
     codes, output = job.end()
     assert codes == [4, 130, 4], output
     assert f"rank {VICTIM} ended the job: interrupted" in output
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGKILL])
+def test_without_a_launcher_the_end_of_one_rank_ends_those_of_another_split(tmp_path, number):
+    job = start("plain", tmp_path, failing=VICTIM if number is None else -1, parts=2)
+    if number == signal.SIGKILL:  # rank 2, which rank 0 waits for, in the part without rank 1
+        os.kill(job.pids[2], number)
+    elif number is not None:
+        os.kill(job.pids[VICTIM], number)
+    codes, output = job.end()
+    if number == signal.SIGKILL:
+        assert codes == [4, 4, -signal.SIGKILL], output
+        assert f"rank 2 was killed or crashed (pid {job.pids[2]})" in output, output
+        return
+    assert codes == [4, 1 if number is None else 130, 4], output
+    reason = "RuntimeError: planted" if number is None else "interrupted"
+    assert output.count(f"rank {VICTIM} ended the job: {reason}") == 2, output
+
+
+@pytest.mark.parametrize(("level", "said"), [("WARN", 0), ("INFO", 1), ("TRACE", 3)])
+def test_dpcomm_debug_says_which_collectives_run(level, said):
+    code = "import dpcomm; comm = dpcomm.init(); [comm.barrier() for _ in range(3)]"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(DPCOMM_DEBUG=level),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("barrier #") == said, done.stderr

@@ -83,6 +83,7 @@ def test_a_late_rank_is_named_at_the_deadline_with_what_it_did_last(size):
         outcomes,
         dpcomm.TimeoutError,
         "timeout 0.5 s in all_reduce #2, round 1/1, naive over local",
+        "DPCOMM_TIMEOUT=1",
         "waiting for rank 1, last seen in all_reduce #1",
         "fix:",
     )

@@ -1,6 +1,7 @@
 """Sums and private steps of ranks that may run on different cores: pinned.py FOLDER CORES….
 
-Rank r runs on the first CORES[r] of the cores there are. Each rank writes FOLDER/RANK: "right", or what is wrong.
+Rank r runs on the first CORES[r] of the cores there are. Each rank writes FOLDER/RANK: "right", or
+what is wrong.
 """
 
 from __future__ import annotations
