@@ -142,7 +142,7 @@ class Trainer:
             )
         delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
-        # Seconds of one core's work: on every rank it would be as many more where ranks share cores.
+        # Seconds of work, on one rank: ranks that share cores would wait for each other's.
         noise_multiplier = options.noise_multiplier or self._from_rank_0(
             lambda: accounting.noise_multiplier(
                 options.target_epsilon or 0, options.sample_rate, self.steps, delta,
