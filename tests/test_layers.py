@@ -35,7 +35,10 @@ HEADERS = {
 PACKAGES = {
     "torch": {
         *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch", "torch_ops")),
-        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
+        *(
+            f"dpcomm/train/{n}.py"
+            for n in ("canaries", "checkpoint", "gradient", "model", "trainer")
+        ),
     },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},

@@ -62,14 +62,21 @@ class Trainer:
 
     Constructing reads the data's manifest, agrees on the plan, opens the ledger and, to resume, the
     checkpoint. Raises UsageError where options, data and checkpoint do not fit each other, and
-    MismatchError where the ranks do not.
+    MismatchError where the ranks do not. Records in memory, `train` and `test`, take the place of
+    the folder that the options name.
     """
 
-    def __init__(self, comm: Any, options: Options) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        options: Options,
+        train: shards.Dataset | None = None,
+        test: shards.Dataset | None = None,
+    ) -> None:
         self.comm, self.options = comm, options
         self._speaks = comm.rank == 0
         torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
-        self.data, self.test = _load(options, "train"), _load(options, "test")
+        self.data, self.test = train or _load(options, "train"), test or _load(options, "test")
         self.model = self._make_model()
         self.parameters = FlatParameters(self.model)
         comm.broadcast(self.parameters.values.detach())
