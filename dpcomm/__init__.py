@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dpcomm.comm import Communicator
+    from dpcomm.ghost import clip_linear
     from dpcomm.launch import init
     from dpcomm.privacy.clip import clip_sum
     from dpcomm.privacy.noise import add_noise_, new_key
@@ -49,6 +50,7 @@ __all__ = [
     "accounting",
     "adam_update_",
     "add_noise_",
+    "clip_linear",
     "clip_sum",
     "init",
     "make_private",
@@ -70,6 +72,7 @@ _LATE = {
     "UsageError": "dpcomm._core",
     "adam_update_": "dpcomm.privacy.update",
     "add_noise_": "dpcomm.privacy.noise",
+    "clip_linear": "dpcomm.ghost",
     "clip_sum": "dpcomm.privacy.clip",
     "init": "dpcomm.launch",
     "make_private": "dpcomm.private",
