@@ -34,7 +34,7 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch", "torch_ops")),
+        *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
         *(
             f"dpcomm/train/{n}.py"
             for n in ("canaries", "checkpoint", "gradient", "metrics", "model", "trainer")
