@@ -9,6 +9,7 @@
 #include "base/env.hpp"
 #include "base/log.hpp"
 #include "engine/communicator.hpp"
+#include "transport/routed.hpp"
 #include "transport/shm.hpp"
 
 namespace py = pybind11;
@@ -56,6 +57,17 @@ Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
   return made;
 }
 
+// The operations that have a choice of algorithms.
+Operation tunable(const std::string& name) {
+  for (Operation operation :
+       {Operation::kAllReduce, Operation::kReduceScatter, Operation::kAllGather}) {
+    if (name_of(operation) == name) return operation;
+  }
+  throw UsageError(concat("operation '", name,
+                          "' has no choice of algorithms: use all_reduce, "
+                          "reduce_scatter or all_gather"));
+}
+
 // One signature for every collective with data: pointers as integers, elements, names.
 template <void (Communicator::*collective)(const Arguments&)>
 void bind_collective(py::class_<Communicator>& communicator, const char* name) {
@@ -89,15 +101,35 @@ void bind_communicator(py::module_& module) {
 
   py::class_<Communicator> communicator(module, "Communicator", "See dpcomm.comm.Communicator.");
   communicator
-      .def(py::init([](std::shared_ptr<Transport> transport) {
+      .def(py::init([](std::shared_ptr<Transport> transport, std::vector<int> hosts) {
              transport->on_wait(raise_pending_signals);
-             return std::make_unique<Communicator>(std::move(transport));
+             return std::make_unique<Communicator>(std::move(transport), std::move(hosts));
            }),
-           py::arg("transport"))
+           py::arg("transport"), py::arg("hosts") = std::vector<int>{})
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("transport",
                              [](Communicator& self) { return self.transport()->name(); })
+      .def_property_readonly("hosts", &Communicator::hosts, "The host of each rank.")
+      .def_property_readonly("deterministic", &Communicator::deterministic)
+      .def("set_deterministic", &Communicator::set_deterministic)
+      .def(
+          "tune",
+          [](Communicator& self, const std::string& operation, std::string_view dtype,
+             const std::vector<std::pair<std::size_t, std::string>>& choices) {
+            std::vector<Choice> made;
+            for (const auto& [up_to, algo] : choices) made.push_back({up_to, algorithm_of(algo)});
+            self.tune(tunable(operation), dtype_of(dtype), std::move(made));
+          },
+          py::arg("operation"), py::arg("dtype"), py::arg("choices"),
+          "Which algorithm up to how many bytes, rising; beyond, and with none, the default.")
+      .def(
+          "untuned",
+          [](Communicator& self, const std::string& operation, std::size_t bytes) {
+            return std::string(name_of(self.untuned(tunable(operation), bytes)));
+          },
+          py::arg("operation"), py::arg("bytes"),
+          "The algorithm that is taken where none is given and nothing was tuned.")
       .def(
           "all_reduce_with",
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
@@ -166,6 +198,27 @@ void bind_communicator(py::module_& module) {
       },
       py::arg("key"), py::arg("rank"), py::arg("size"), py::arg("timeout"),
       "Meets the other ranks of this host under `key`.");
+  module.def("routed_transport", &routed_transport, py::arg("near"), py::arg("far"),
+             py::arg("hosts"), "`near` among the ranks of this host, `far` to all others.");
+  module.def(
+      "seconds_to_add",
+      [](std::string_view dtype, std::size_t bytes) {
+        const py::gil_scoped_release unlocked;
+        const DType type = dtype_of(dtype);
+        const std::vector<std::byte> part(bytes);
+        std::vector<std::byte> sum(bytes);
+        const void* const parts[] = {sum.data(), part.data()};
+        void* const out = sum.data();
+        const auto begin = std::chrono::steady_clock::now();
+        int calls = 0;
+        std::chrono::duration<double> seconds{};
+        for (; seconds.count() < 2e-3; ++calls) {
+          combine(type, RedOp::kSum, parts, {&out, 1}, bytes / size_of(type));
+          seconds = std::chrono::steady_clock::now() - begin;
+        }
+        return seconds.count() / calls;
+      },
+      py::arg("dtype"), py::arg("bytes"), "Seconds to add `bytes` to as many, on this core.");
   module.def("default_timeout", [] { return env().timeout; }, "DPCOMM_TIMEOUT, or 60: seconds.");
   module.def("set_log_rank", &set_log_rank, py::arg("rank"), py::arg("size"));
 }

@@ -1,6 +1,7 @@
 #include "transport/mpi.hpp"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 namespace py = pybind11;
 
@@ -15,7 +16,8 @@ PYBIND11_MODULE(DPCOMM_MPI_MODULE, module) {
   module.def("running", &mpi::running);
   module.def("rank", &mpi::rank);
   module.def("size", &mpi::size);
-  module.def("hosts", &mpi::hosts, unlocked(), "How many hosts the ranks are on. Collective.");
+  module.def("hosts", &mpi::hosts, unlocked(),
+             "The host of each rank, as the first rank on it; or DPCOMM_HOSTS. Collective.");
   module.def("broadcast", &mpi::broadcast, py::arg("text"), unlocked(),
              "Rank 0's text, everywhere.");
   module.def("library", &mpi::library, "Name and version of the MPI library.");

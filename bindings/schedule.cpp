@@ -6,6 +6,7 @@
 
 #include "schedule/check.hpp"
 #include "schedule/cost.hpp"
+#include "schedule/pipeline.hpp"
 #include "schedule/schedule.hpp"
 
 namespace py = pybind11;
@@ -14,11 +15,11 @@ namespace dpcomm {
 namespace {
 
 std::vector<Schedule> every_rank(const std::string& operation, const std::string& algorithm,
-                                 int size, int root) {
+                                 int size, int root, int chunks, const std::vector<int>& hosts) {
   std::vector<Schedule> ranks;
   for (int rank = 0; rank < size; ++rank) {
     if (operation == "all_reduce") {
-      ranks.push_back(all_reduce(algorithm_of(algorithm), rank, size));
+      ranks.push_back(all_reduce(algorithm_of(algorithm), rank, size, hosts));
     } else if (operation == "reduce_scatter") {
       ranks.push_back(reduce_scatter(algorithm_of(algorithm), rank, size));
     } else if (operation == "all_gather") {
@@ -30,6 +31,7 @@ std::vector<Schedule> every_rank(const std::string& operation, const std::string
     } else {
       throw std::invalid_argument("operation '" + operation + "' has no schedule");
     }
+    ranks.back() = pipelined(ranks.back(), chunks);
   }
   return ranks;
 }
@@ -86,8 +88,21 @@ void bind_schedule(py::module_& module) {
           py::arg("alpha"), py::arg("beta"), py::arg("gamma"));
 
   module.def("algorithms", &algorithms, "The names of the all-reduce schedules.");
-  module.def("schedules", &every_rank, py::arg("operation"), py::arg("algorithm"), py::arg("size"),
-             py::arg("root") = 0, "The schedules of ranks 0 to size-1.");
+  module.def(
+      "schedules", &every_rank, py::arg("operation"), py::arg("algorithm"), py::arg("size"),
+      py::arg("root") = 0, py::arg("chunks") = 1, py::arg("hosts") = std::vector<int>{},
+      "The schedules of ranks 0 to size-1, pipelined; hosts: of each rank, [] is all on one.");
+  module.def(
+      "chunks_for",
+      [](const std::string& algorithm, std::size_t bytes) {
+        return chunks_for(algorithm_of(algorithm), bytes);
+      },
+      py::arg("algorithm"), py::arg("bytes"), "In how many parts a buffer is pipelined.");
+  module.def(
+      "adds_in_order_of_ranks",
+      [](const std::string& algorithm) { return adds_in_order_of_ranks(algorithm_of(algorithm)); },
+      py::arg("algorithm"),
+      "Whether all sums are in the order of ranks, the same bits for all such.");
   module.def(
       "check_schedules",
       [](const std::vector<Schedule>& ranks, Goal goal, int root) {

@@ -32,10 +32,12 @@ __all__: list[str] = [
     "Transport",
     "UsageError",
     "add_noise",
+    "adds_in_order_of_ranks",
     "algorithms",
     "array_pointer",
     "chacha20_block",
     "check_schedules",
+    "chunks_for",
     "clip_sum",
     "default_timeout",
     "gather",
@@ -45,8 +47,10 @@ __all__: list[str] = [
     "philox4x32_block",
     "poisson_sample",
     "private_step",
+    "routed_transport",
     "schedule_cost",
     "schedules",
+    "seconds_to_add",
     "set_log_rank",
     "shm_transport",
     "update",
@@ -302,7 +306,11 @@ class Communicator:
     """
     See dpcomm.comm.Communicator.
     """
-    def __init__(self, transport: Transport) -> None: ...
+    def __init__(
+        self,
+        transport: Transport,
+        hosts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ) -> None: ...
     def abort(self, reason: str) -> None:
         """
         Ends every rank's collectives with this reason.
@@ -385,6 +393,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
+    def set_deterministic(self) -> None: ...
     def split(
         self,
         color: typing.SupportsInt | typing.SupportsIndex,
@@ -400,6 +409,26 @@ class Communicator:
     ) -> list[float]:
         """
         Seconds of each of `calls` sums in place, without Python; the data is overwritten.
+        """
+    def tune(
+        self,
+        operation: str,
+        dtype: str,
+        choices: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, str]],
+    ) -> None:
+        """
+        Which algorithm up to how many bytes, rising; beyond, and with none, the default.
+        """
+    def untuned(self, operation: str, bytes: typing.SupportsInt | typing.SupportsIndex) -> str:
+        """
+        The algorithm that is taken where none is given and nothing was tuned.
+        """
+    @property
+    def deterministic(self) -> bool: ...
+    @property
+    def hosts(self) -> list[int]:
+        """
+        The host of each rank.
         """
     @property
     def rank(self) -> int: ...
@@ -457,6 +486,11 @@ def add_noise(
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
     isa: str = "auto",
 ) -> None: ...
+def adds_in_order_of_ranks(algorithm: str) -> bool:
+    """
+    Whether all sums are in the order of ranks, the same bits for all such.
+    """
+
 def algorithms() -> list[str]:
     """
     The names of the all-reduce schedules.
@@ -480,6 +514,11 @@ def check_schedules(
 ) -> str:
     """
     What is wrong with the schedules; an empty string if nothing is.
+    """
+
+def chunks_for(algorithm: str, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    In how many parts a buffer is pipelined.
     """
 
 def clip_sum(
@@ -551,6 +590,15 @@ def private_step(
     algo: str = "",
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
 ) -> None: ...
+def routed_transport(
+    near: Transport,
+    far: Transport,
+    hosts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> Transport:
+    """
+    `near` among the ranks of this host, `far` to all others.
+    """
+
 def schedule_cost(
     ranks: collections.abc.Sequence[Schedule], bytes: typing.SupportsFloat | typing.SupportsIndex
 ) -> Cost: ...
@@ -559,9 +607,16 @@ def schedules(
     algorithm: str,
     size: typing.SupportsInt | typing.SupportsIndex,
     root: typing.SupportsInt | typing.SupportsIndex = 0,
+    chunks: typing.SupportsInt | typing.SupportsIndex = 1,
+    hosts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
 ) -> list[Schedule]:
     """
-    The schedules of ranks 0 to size-1.
+    The schedules of ranks 0 to size-1, pipelined; hosts: of each rank, [] is all on one.
+    """
+
+def seconds_to_add(dtype: str, bytes: typing.SupportsInt | typing.SupportsIndex) -> float:
+    """
+    Seconds to add `bytes` to as many, on this core.
     """
 
 def set_log_rank(

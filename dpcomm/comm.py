@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpcomm import _core, arrays
+
+if TYPE_CHECKING:
+    from dpcomm.tuner import Tuning
 
 
 class Handle:
@@ -49,11 +52,8 @@ class Communicator:
     type that came in. UsageError, a ValueError, for anything else, before a byte is sent.
     """
 
-    def __init__(
-        self, core: _core.Communicator, hosts: int = 1, whole: Communicator | None = None
-    ) -> None:
+    def __init__(self, core: _core.Communicator, whole: Communicator | None = None) -> None:
         self.core = core
-        self._hosts = hosts
         self._whole = whole  # that this is a part of: an error on any of its ranks ends it
         self._worker: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None  # the latest that the worker was given
@@ -68,13 +68,13 @@ class Communicator:
 
     @property
     def transport(self) -> str:
-        """What carries the messages: local (threads of one process), shm or mpi."""
+        """What carries the messages: local (threads of one process), shm, mpi, or shm+mpi."""
         return self.core.transport
 
     @property
     def hosts(self) -> int:
-        """How many hosts the job's ranks are on; after a split, the most there can be."""
-        return self._hosts
+        """How many hosts the ranks are on."""
+        return len(set(self.core.hosts))
 
     def __repr__(self) -> str:
         return f"<dpcomm.Communicator rank {self.rank}/{self.size} over {self.transport}>"
@@ -112,7 +112,9 @@ class Communicator:
     ) -> Any:
         """The reduction of all ranks' `tensor`, in place or into `out` of the same shape.
 
-        `algo` is naive, ring, tree, butterfly, round_robin or recursive_doubling; None chooses.
+        `algo` is naive, ring, tree, double_tree, butterfly, round_robin, recursive_doubling or
+        hierarchical; None chooses. "mpi" is MPI_Allreduce, for comparison, over transport mpi: its
+        waits have no deadline, and that its results are equal on all ranks is its own affair.
         """
         source = self._array(tensor, "tensor", written=out is None)
         target = source if out is None else self._out(out, source, source.shape)
@@ -193,7 +195,19 @@ class Communicator:
         rank. Every rank calls it; one with a negative color gets None."""
         self._settle()
         core = self.core.split(color, key)
-        return None if core is None else Communicator(core, min(self._hosts, core.size), self)
+        return None if core is None else Communicator(core, self)
+
+    def tune(self, fresh: bool = False) -> Tuning:
+        """Measures the algorithms here and takes the fastest from now on, where none is given.
+
+        Every rank calls it; it takes about two seconds. What it finds is kept under the user's
+        cache directory (XDG_CACHE_HOME) by host, transport and rank count, and found there the next
+        time, unless `fresh`. It never trades a reduction in the order of ranks for one that is not.
+        """
+        from dpcomm import tuner
+
+        self._settle()
+        return tuner.tune(self, fresh)
 
     def close(self) -> None:
         """This rank's part is over. Called when the process ends in peace."""

@@ -49,6 +49,7 @@ class Job:
     size: int
     key: str = ""
     hosts: int = 1
+    host_of: tuple[int, ...] = ()  # each rank's, where there is an MPI to say it
 
 
 class Terminated(KeyboardInterrupt):
@@ -60,18 +61,25 @@ _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 _mpi: ModuleType | None = None
 
 
-def init(transport: str | None = None, timeout: float | None = None) -> Communicator:
+def init(
+    transport: str | None = None, timeout: float | None = None, deterministic: bool = False
+) -> Communicator:
     """Meets the other ranks of the job and returns the communicator of all of them.
 
-    Every rank calls it. `transport` is "shm" or "mpi"; None takes shared memory where all ranks are
-    on one host, else MPI. `timeout` is the seconds that a rank waits for its peers in one
-    collective, and here (default: DPCOMM_TIMEOUT, or 60).
+    Every rank calls it. `transport` is "shm" or "mpi"; None takes shared memory between ranks of
+    one host, and MPI between hosts. `timeout` is the seconds that a rank waits for its peers in one
+    collective, and here (default: DPCOMM_TIMEOUT, or 60). With `deterministic`, all_reduce and
+    reduce_scatter add in the order of ranks unless an algorithm is given: an element's sum depends
+    on its parts alone, not on the length of the buffer, the transport or a tuning.
+
+    DPCOMM_TRANSPORT stands in for `transport`, and DPCOMM_TUNE=1 calls `tune()` at once.
 
     From here on an uncaught exception, Ctrl-C or SIGTERM on one rank ends every rank of the job.
 
     Raises UsageError for an unknown transport, EnvironmentError where a library is missing,
     TimeoutError when a rank does not come.
     """
+    transport = transport or os.environ.get("DPCOMM_TRANSPORT")
     if transport not in (None, "shm", "mpi"):
         raise _core.UsageError(f"transport {transport!r} is unknown: use shm or mpi")
     seconds = _core.default_timeout() if timeout is None else float(timeout)
@@ -84,10 +92,14 @@ def init(transport: str | None = None, timeout: float | None = None) -> Communic
     elif transport == "mpi":
         raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
     _core.set_log_rank(job.rank, job.size)
-    comm = Communicator(_core.Communicator(_transport(job, transport, seconds)), job.hosts)
+    comm = Communicator(_core.Communicator(_transport(job, transport, seconds), job.host_of))
+    if deterministic:
+        comm.core.set_deterministic()
     _guard(comm)
     if job.launcher == "mpirun" and job.size > 1:
         _introduce(comm)
+    if os.environ.get("DPCOMM_TUNE") == "1":
+        comm.tune()
     return comm
 
 
@@ -136,7 +148,8 @@ def _meet_by_mpi(job: Job, transport: str | None) -> Job:
         return job
     mpi = _start_mpi()
     key = mpi.broadcast(secrets.token_hex(16))
-    return Job("mpirun", mpi.rank(), mpi.size(), key, mpi.hosts())
+    host_of = tuple(mpi.hosts())
+    return Job("mpirun", mpi.rank(), mpi.size(), key, len(set(host_of)), host_of)
 
 
 def _key(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -160,7 +173,17 @@ def _transport(job: Job, choice: str | None, seconds: float) -> _core.Transport:
             f"{job.launcher} started ranks on several hosts, which talk through MPI: "
             "start them by mpirun"
         )
-    return _start_mpi().transport(seconds)
+    far = _start_mpi().transport(seconds)
+    if job.hosts == job.size:
+        return far
+    neighbours = [r for r, host in enumerate(job.host_of) if host == job.host_of[job.rank]]
+    near = _core.shm_transport(
+        f"{job.key}.{_meetings}.{neighbours[0]}",
+        neighbours.index(job.rank),
+        len(neighbours),
+        seconds,
+    )
+    return _core.routed_transport(near, far, job.host_of)
 
 
 def _start_mpi() -> ModuleType:

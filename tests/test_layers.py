@@ -35,12 +35,13 @@ HEADERS = {
 PACKAGES = {
     "torch": {
         *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
+        "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"
             for n in ("canaries", "checkpoint", "gradient", "metrics", "model", "trainer")
         ),
     },
-    "mpi4py": {"dpcomm/launch.py"},
+    "mpi4py": {"dpcomm/launch.py", "dpcomm/bench/peers.py"},
     "pyspark": {"dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py", "dpcomm/train/plot.py"},
     "dp_accounting": {"dpcomm/accounting.py"},

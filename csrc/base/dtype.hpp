@@ -8,6 +8,7 @@
 namespace dpcomm {
 
 enum class DType { kFloat64, kFloat32, kBFloat16, kFloat16, kInt64, kInt32, kUInt8 };
+inline constexpr std::size_t kDTypes = 7;
 
 std::size_t size_of(DType dtype);
 std::string_view name_of(DType dtype);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace dpcomm {
 
@@ -10,6 +11,9 @@ struct Env {
   const std::string debug;
   // DPCOMM_TIMEOUT: seconds that a rank waits for its peers in one collective. Default 60.
   const double timeout;
+  // DPCOMM_HOSTS: a number for each rank, as 0,0,1,1: the host that it is to believe it is on, so
+  // that several hosts can be tested on one. Default: what MPI says.
+  const std::vector<int> hosts;
 };
 
 const Env& env();

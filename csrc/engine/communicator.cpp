@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "base/log.hpp"
+#include "schedule/pipeline.hpp"
 
 namespace dpcomm {
 namespace {
@@ -22,8 +23,11 @@ void copy(void* to, const void* from, std::size_t bytes) {
 
 }  // namespace
 
-Communicator::Communicator(std::shared_ptr<Transport> transport)
-    : transport_(std::move(transport)) {
+Communicator::Communicator(std::shared_ptr<Transport> transport, std::vector<int> hosts)
+    : transport_(std::move(transport)), hosts_(std::move(hosts)) {
+  if (hosts_.empty()) hosts_.assign(size(), 0);
+  DPCOMM_CHECK(hosts_.size() == static_cast<std::size_t>(size()), UsageError, "rank ", rank(), "/",
+               size(), ": ", hosts_.size(), " hosts are given: give one for each rank");
   if (SharedMemory* const memory = transport_->shared_memory()) {
     direct_ = std::make_unique<DirectAllReduce>(*memory, rank(), size());
   }
@@ -37,6 +41,7 @@ Communicator::Communicator(std::shared_ptr<Transport> transport)
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
+  if (algorithm == Algorithm::kMpi) return vendor_all_reduce(arguments);
   if (direct_ && algorithm == Algorithm::kRoundRobin) {
     Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
     stamp.round = stamp.rounds = 1;
@@ -45,6 +50,23 @@ void Communicator::all_reduce(const Arguments& arguments) {
   }
   copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
+}
+
+// The library's wait has no deadline and its messages no header: ranks agree before they enter it.
+void Communicator::vendor_all_reduce(const Arguments& arguments) {
+  DPCOMM_CHECK(!arguments.epilogue, UsageError, "rank ", rank(), "/", size(),
+               ": algo 'mpi' gives no one the whole sum before the others: use ring");
+  const Schedule& meeting =
+      schedule(Operation::kBarrier, Algorithm::kRecursiveDoubling, arguments.root, 1);
+  const Stamp stamp = next_stamp(Operation::kAllReduce, Algorithm::kMpi, arguments);
+  transport_->check_vendor(arguments.dtype);
+  guarded(stamp, [&] {
+    execute(meeting, *transport_, {nullptr, 0, 1}, stamp, {}, staging_);
+    transport_->vendor_all_reduce(stamp, arguments.data, arguments.out);
+  });
+  if (arguments.redop == RedOp::kMean) {
+    divide(arguments.dtype, arguments.out, arguments.count, size());
+  }
 }
 
 void Communicator::reduce_scatter(const Arguments& arguments) {
@@ -126,7 +148,11 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   std::shared_ptr<Transport> part;
   guarded(stamp, [&] { part = transport_->split(stamp, members); });
   part->set_whole(transport_, members);
-  return std::make_unique<Communicator>(std::move(part));
+  std::vector<int> hosts;
+  for (int member : members) hosts.push_back(hosts_[member]);
+  auto made = std::make_unique<Communicator>(std::move(part), std::move(hosts));
+  made->deterministic_ = deterministic_;
+  return made;
 }
 
 void Communicator::barrier() {
@@ -144,7 +170,8 @@ void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& b
                        const Arguments& arguments) {
   DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
                " is no rank: use 0 to ", size() - 1);
-  const Schedule& steps = schedule(operation, algorithm, arguments.root);
+  const int chunks = chunks_for(algorithm, buffer.count * size_of(arguments.dtype));
+  const Schedule& steps = schedule(operation, algorithm, arguments.root, chunks);
   const Stamp stamp = next_stamp(operation, algorithm, arguments);
   guarded(stamp, [&] { execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_); });
 }
@@ -192,8 +219,9 @@ void Communicator::guarded(const Stamp& stamp, Body body) {
   }
 }
 
-const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm, int root) {
-  const auto key = std::make_tuple(operation, algorithm, root);
+const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm, int root,
+                                       int chunks) {
+  const auto key = std::make_tuple(operation, algorithm, root, chunks);
   const auto found = schedules_.find(key);
   if (found != schedules_.end()) return found->second;
   const auto build = [&] {
@@ -207,19 +235,36 @@ const Schedule& Communicator::schedule(Operation operation, Algorithm algorithm,
       case Operation::kReduce:
         return dpcomm::reduce(rank(), size(), root);
       default:
-        return dpcomm::all_reduce(algorithm, rank(), size());
+        return dpcomm::all_reduce(algorithm, rank(), size(), hosts_);
     }
   };
-  return schedules_.emplace(key, build()).first->second;
+  return schedules_.emplace(key, pipelined(build(), chunks)).first->second;
+}
+
+void Communicator::tune(Operation operation, DType dtype, std::vector<Choice> choices) {
+  const std::lock_guard lock(mutex_);
+  tuning_[static_cast<std::size_t>(operation)][static_cast<std::size_t>(dtype)] =
+      std::move(choices);
+}
+
+Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
+  if (arguments.algorithm) return *arguments.algorithm;
+  const std::size_t bytes = arguments.count * size_of(arguments.dtype);
+  const auto& choices =
+      tuning_[static_cast<std::size_t>(operation)][static_cast<std::size_t>(arguments.dtype)];
+  for (const Choice& choice : choices) {
+    if (bytes <= choice.up_to) return choice.algorithm;
+  }
+  return untuned(operation, bytes);
 }
 
 // Shared memory knows no messages in a direct exchange; elsewhere few rounds for short ones, and
 // few bytes for long ones.
-Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
-  if (arguments.algorithm) return *arguments.algorithm;
-  if (direct_) return Algorithm::kRoundRobin;
-  if (operation == Operation::kAllReduce &&
-      arguments.count * size_of(arguments.dtype) <= kShortBytes) {
+Algorithm Communicator::untuned(Operation operation, std::size_t bytes) const {
+  if (direct_ || (deterministic_ && operation != Operation::kAllGather)) {
+    return Algorithm::kRoundRobin;
+  }
+  if (operation == Operation::kAllReduce && bytes <= kShortBytes) {
     return Algorithm::kRecursiveDoubling;
   }
   return Algorithm::kRing;

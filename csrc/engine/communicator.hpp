@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -29,15 +30,33 @@ struct Arguments {
   Epilogue epilogue = {};
 };
 
+// One line of a tuning: `algorithm` for buffers of up to so many bytes.
+struct Choice {
+  std::size_t up_to;
+  Algorithm algorithm;
+};
+
 // The collectives of one group of ranks. All ranks call the same ones in the same order. An error
 // of the transport ends the group: it is raised on every rank, and by every later call.
 class Communicator {
  public:
-  explicit Communicator(std::shared_ptr<Transport> transport);
+  // `hosts` says which host each rank is on; empty: all on one.
+  explicit Communicator(std::shared_ptr<Transport> transport, std::vector<int> hosts = {});
 
   int rank() const { return transport_->rank(); }
   int size() const { return transport_->size(); }
   const std::shared_ptr<Transport>& transport() const { return transport_; }
+  const std::vector<int>& hosts() const { return hosts_; }
+
+  // Reductions whose algorithm is not given add in the order of ranks, whatever their length.
+  void set_deterministic() { deterministic_ = true; }
+  bool deterministic() const { return deterministic_; }
+
+  // What is taken where no algorithm is given, by rising `up_to`; nothing: the default. The same on
+  // every rank.
+  void tune(Operation operation, DType dtype, std::vector<Choice> choices);
+  Algorithm choose(Operation operation, const Arguments& arguments) const;
+  Algorithm untuned(Operation operation, std::size_t bytes) const;
 
   // out[count] = the reduction of all ranks' data[count], after the epilogue; the same bits on
   // every rank.
@@ -78,14 +97,17 @@ class Communicator {
   Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
   template <class Body>
   void guarded(const Stamp& stamp, Body body);
-  const Schedule& schedule(Operation operation, Algorithm algorithm, int root);
-  Algorithm choose(Operation operation, const Arguments& arguments) const;
+  const Schedule& schedule(Operation operation, Algorithm algorithm, int root, int chunks);
+  void vendor_all_reduce(const Arguments& arguments);
 
   std::shared_ptr<Transport> transport_;
+  std::vector<int> hosts_;
   std::unique_ptr<DirectAllReduce> direct_;  // where ranks see each other's memory
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
-  std::map<std::tuple<Operation, Algorithm, int>, Schedule> schedules_;
+  bool deterministic_ = false;
+  std::array<std::array<std::vector<Choice>, kDTypes>, kOperations> tuning_;
+  std::map<std::tuple<Operation, Algorithm, int, int>, Schedule> schedules_;
   std::set<std::pair<Operation, Algorithm>> logged_;
   std::vector<std::byte> staging_;
   std::vector<std::byte> scratch_;  // a copy of an input that must not change

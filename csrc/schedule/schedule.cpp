@@ -4,8 +4,11 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "schedule/butterfly.hpp"
+#include "schedule/double_tree.hpp"
+#include "schedule/hierarchical.hpp"
 #include "schedule/naive.hpp"
 #include "schedule/recursive_doubling.hpp"
 #include "schedule/ring.hpp"
@@ -15,13 +18,16 @@
 namespace dpcomm {
 namespace {
 
-constexpr std::array<std::pair<Algorithm, std::string_view>, 6> kNames = {{
+constexpr std::array<std::pair<Algorithm, std::string_view>, 9> kNames = {{
     {Algorithm::kNaive, "naive"},
     {Algorithm::kRing, "ring"},
     {Algorithm::kTree, "tree"},
     {Algorithm::kButterfly, "butterfly"},
     {Algorithm::kRoundRobin, "round_robin"},
     {Algorithm::kRecursiveDoubling, "recursive_doubling"},
+    {Algorithm::kDoubleTree, "double_tree"},
+    {Algorithm::kHierarchical, "hierarchical"},
+    {Algorithm::kMpi, "mpi"},
 }};
 
 [[noreturn]] void refuse(std::string_view operation, Algorithm algorithm) {
@@ -49,7 +55,7 @@ Algorithm algorithm_of(std::string_view name) {
   throw std::invalid_argument("algorithm '" + std::string(name) + "' is unknown: use " + known);
 }
 
-Schedule all_reduce(Algorithm algorithm, int rank, int size) {
+Schedule all_reduce(Algorithm algorithm, int rank, int size, std::span<const int> hosts) {
   switch (algorithm) {
     case Algorithm::kNaive:
       return naive(rank, size);
@@ -63,8 +69,18 @@ Schedule all_reduce(Algorithm algorithm, int rank, int size) {
       return round_robin(rank, size);
     case Algorithm::kRecursiveDoubling:
       return recursive_doubling(rank, size);
+    case Algorithm::kDoubleTree:
+      return double_tree(rank, size);
+    case Algorithm::kHierarchical: {
+      // The butterfly between hosts: as few bytes as the ring, in few rounds.
+      const std::vector<int> one_host(hosts.empty() ? size : 0);
+      return hierarchical(rank, hosts.empty() ? one_host : hosts, Algorithm::kButterfly);
+    }
+    case Algorithm::kMpi:
+      break;
   }
-  refuse("all_reduce", algorithm);
+  throw std::invalid_argument("all_reduce has no schedule '" + std::string(name_of(algorithm)) +
+                              "'");
 }
 
 Schedule reduce_scatter(Algorithm algorithm, int rank, int size) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -54,17 +55,36 @@ struct Schedule {
 // `first`, then `second`, over the same blocks.
 Schedule operator+(Schedule first, const Schedule& second);
 
-enum class Algorithm { kNaive, kRing, kTree, kButterfly, kRoundRobin, kRecursiveDoubling };
+enum class Algorithm {
+  kNaive,
+  kRing,
+  kTree,
+  kButterfly,
+  kRoundRobin,
+  kRecursiveDoubling,
+  kDoubleTree,
+  kHierarchical,
+  kMpi  // MPI_Allreduce: the library's own, no schedule of ours
+};
 
+// Those that are schedules.
 inline constexpr Algorithm kAlgorithms[] = {Algorithm::kNaive,      Algorithm::kRing,
                                             Algorithm::kTree,       Algorithm::kButterfly,
-                                            Algorithm::kRoundRobin, Algorithm::kRecursiveDoubling};
+                                            Algorithm::kRoundRobin, Algorithm::kRecursiveDoubling,
+                                            Algorithm::kDoubleTree, Algorithm::kHierarchical};
+
+// Whether every sum is in the order of ranks. All such algorithms give the same bits, whatever the
+// length of the buffer; of the others each has an order of its own, by the place of an element.
+inline bool adds_in_order_of_ranks(Algorithm algorithm) {
+  return algorithm == Algorithm::kNaive || algorithm == Algorithm::kRoundRobin;
+}
 
 std::string_view name_of(Algorithm algorithm);
 Algorithm algorithm_of(std::string_view name);
 
-// Every rank ends with the sum of all ranks' buffers.
-Schedule all_reduce(Algorithm algorithm, int rank, int size);
+// Every rank ends with the sum of all ranks' buffers. `hosts` says which host each rank is on, for
+// the hierarchical one; empty: all on one.
+Schedule all_reduce(Algorithm algorithm, int rank, int size, std::span<const int> hosts = {});
 
 // Rank r ends with the sum of block r of `size` blocks. Only ring and round-robin leave one block
 // with each rank.

@@ -14,7 +14,10 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
+
+#include "base/env.hpp"
 
 namespace dpcomm::mpi {
 namespace {
@@ -51,10 +54,73 @@ struct Note {  // what abort() sends
   char reason[kReason];
 };
 
+MPI_Datatype type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return MPI_DOUBLE;
+    case DType::kFloat32:
+      return MPI_FLOAT;
+    case DType::kInt64:
+      return MPI_INT64_T;
+    case DType::kInt32:
+      return MPI_INT32_T;
+    case DType::kUInt8:
+      return MPI_UINT8_T;
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      break;  // MPI 4 has neither
+  }
+  return MPI_DATATYPE_NULL;
+}
+
+MPI_Op op_of(RedOp redop) {
+  return redop == RedOp::kMax ? MPI_MAX : redop == RedOp::kMin ? MPI_MIN : MPI_SUM;
+}
+
+// Requests under way and the peer of each; those left when a wait throws are given up.
+class Pending {
+ public:
+  ~Pending() {
+    for (MPI_Request& request : requests) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+  }
+
+  MPI_Request* add(int peer) {
+    peers.push_back(peer);
+    return &requests.emplace_back(MPI_REQUEST_NULL);
+  }
+
+  bool done() {
+    int all = 0;
+    check(MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE),
+          "MPI_Testall");
+    return all;
+  }
+
+  int first_awaited() const {
+    const auto left = std::find_if(requests.begin(), requests.end(),
+                                   [](MPI_Request r) { return r != MPI_REQUEST_NULL; });
+    return peers[left - requests.begin()];
+  }
+
+ private:
+  std::vector<MPI_Request> requests;
+  std::vector<int> peers;
+};
+
+// The first message of a pair in a collective is headed, and carries its data too where that is
+// short. What follows is data alone: ranks that agree on the header agree on the whole schedule.
 class MpiTransport final : public Transport {
  public:
   MpiTransport(MPI_Comm comm, int own, int ranks, bool crowded, double timeout)
-      : Transport(own, ranks, timeout), comm_(comm), crowded_(crowded) {}
+      : Transport(own, ranks, timeout),
+        comm_(comm),
+        crowded_(crowded),
+        headed_to_(ranks),
+        headed_from_(ranks) {}
 
   ~MpiTransport() override {
     if (running()) MPI_Comm_free(&comm_);
@@ -65,43 +131,52 @@ class MpiTransport final : public Transport {
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override {
     check_failure();
-    // Headers first: a message that is not the expected one is found before its data is awaited.
     packets_.resize(std::max(packets_.size(), sends.size() + receives.size()));
     Packet* packet = packets_.data();
+    std::vector<const Incoming*> headed;
     Pending headers, rest;
     for (const Incoming& receive : receives) {
-      // Room for more than is expected, so that a longer message can be named.
-      check(MPI_Irecv(packet++, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, comm_,
-                      headers.add(receive.peer)),
-            "MPI_Irecv");
-      if (receive.bytes > kInline) {
+      const bool first =
+          std::exchange(headed_from_[receive.peer], stamp.sequence) != stamp.sequence;
+      if (first) {
+        // Room for more than is expected, so that a longer message can be named.
+        check(MPI_Irecv(packet++, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, comm_,
+                        headers.add(receive.peer)),
+              "MPI_Irecv");
+        headed.push_back(&receive);
+      }
+      if (!first || receive.bytes > kInline) {
         check(MPI_Irecv(receive.data, int_of(receive.bytes), MPI_BYTE, receive.peer, kData, comm_,
                         rest.add(receive.peer)),
               "MPI_Irecv");
       }
     }
     for (const Outgoing& send : sends) {
-      packet->header = {stamp, send.bytes};
-      std::size_t length = sizeof(Header);
-      if (send.bytes <= kInline) {
-        if (send.bytes > 0) std::memcpy(packet->payload.data(), send.data, send.bytes);
-        length += send.bytes;
+      const bool first = std::exchange(headed_to_[send.peer], stamp.sequence) != stamp.sequence;
+      if (first) {
+        packet->header = {stamp, send.bytes};
+        std::size_t length = sizeof(Header);
+        if (send.bytes <= kInline) {
+          if (send.bytes > 0) std::memcpy(packet->payload.data(), send.data, send.bytes);
+          length += send.bytes;
+        }
+        check(MPI_Isend(packet++, int_of(length), MPI_BYTE, send.peer, kHeader, comm_,
+                        rest.add(send.peer)),
+              "MPI_Isend");
       }
-      check(MPI_Isend(packet++, int_of(length), MPI_BYTE, send.peer, kHeader, comm_,
-                      rest.add(send.peer)),
-            "MPI_Isend");
-      if (send.bytes > kInline) {
+      if (!first || send.bytes > kInline) {
         check(MPI_Isend(send.data, int_of(send.bytes), MPI_BYTE, send.peer, kData, comm_,
                         rest.add(send.peer)),
               "MPI_Isend");
       }
     }
+    // Headers first: a message that is not the expected one is found before its data is awaited.
     wait(stamp, headers);
-    for (std::size_t i = 0; i < receives.size(); ++i) {
-      const Packet& came = packets_[i];
-      check_same(stamp, receives[i].bytes, came.header, job_rank(receives[i].peer));
-      if (receives[i].bytes > 0 && receives[i].bytes <= kInline) {
-        std::memcpy(receives[i].data, came.payload.data(), receives[i].bytes);
+    for (std::size_t i = 0; i < headed.size(); ++i) {
+      const Incoming& receive = *headed[i];
+      check_same(stamp, receive.bytes, packets_[i].header, job_rank(receive.peer));
+      if (receive.bytes > 0 && receive.bytes <= kInline) {
+        std::memcpy(receive.data, packets_[i].payload.data(), receive.bytes);
       }
     }
     wait(stamp, rest);
@@ -122,6 +197,17 @@ class MpiTransport final : public Transport {
                                                int_of(members.size()), crowded_, timeout());
     made->on_wait(wait_callback());
     return made;
+  }
+
+  void check_vendor(DType dtype) const override {
+    DPCOMM_CHECK(type_of(dtype) != MPI_DATATYPE_NULL, UsageError, "rank ", rank(), "/", size(),
+                 ": MPI_Allreduce does not add ", name_of(dtype), ": give another algo");
+  }
+
+  void vendor_all_reduce(const Stamp& stamp, const void* data, void* out) override {
+    check(MPI_Allreduce(data == out ? MPI_IN_PLACE : data, out, int_of(stamp.count),
+                        type_of(stamp.dtype), op_of(stamp.redop), comm_),
+          "MPI_Allreduce");
   }
 
   void abort(FailureKind kind, std::string_view reason) noexcept override {
@@ -145,33 +231,9 @@ class MpiTransport final : public Transport {
   }
 
  private:
-  // Requests under way and the peer of each; those left when a wait throws are given up.
-  class Pending {
-   public:
-    ~Pending() {
-      for (MPI_Request& request : requests) {
-        if (request == MPI_REQUEST_NULL) continue;
-        MPI_Cancel(&request);
-        MPI_Request_free(&request);
-      }
-    }
-    MPI_Request* add(int peer) {
-      peers.push_back(peer);
-      return &requests.emplace_back(MPI_REQUEST_NULL);
-    }
-
-    std::vector<MPI_Request> requests;
-    std::vector<int> peers;
-  };
-
   void wait(const Stamp& stamp, Pending& pending) {
-    auto& requests = pending.requests;
     Clock::time_point since{};
-    for (int looks = 0;; ++looks) {
-      int all = 0;
-      check(MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE),
-            "MPI_Testall");
-      if (all) return;
+    for (int looks = 0; !pending.done(); ++looks) {
       if (!crowded_ && looks < 4000) continue;
       if (looks < 8000) {
         sched_yield();
@@ -183,36 +245,39 @@ class MpiTransport final : public Transport {
       check_failure();
       waiting();
       if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
-      const auto left = std::find_if(requests.begin(), requests.end(),
-                                     [](MPI_Request r) { return r != MPI_REQUEST_NULL; });
       check_unexpected(stamp);
-      throw timeout_error(*this, stamp, pending.peers[left - requests.begin()], "");
+      throw timeout_error(*this, stamp, pending.first_awaited(), "");
     }
   }
 
-  void check_own_failure() override {
+  // Takes a message that is there and that no receive waits for. Its sender, or -1.
+  template <class Message>
+  int take(Tag tag, Message& message) {
     int there = 0;
     MPI_Status status;
-    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbort, comm_, &there, &status), "MPI_Iprobe");
-    if (!there) return;
-    Note note;
-    check(MPI_Recv(&note, sizeof(note), MPI_BYTE, status.MPI_SOURCE, kAbort, comm_, &status),
+    check(MPI_Iprobe(MPI_ANY_SOURCE, tag, comm_, &there, &status), "MPI_Iprobe");
+    if (!there) return -1;
+    check(MPI_Recv(&message, sizeof(message), MPI_BYTE, status.MPI_SOURCE, tag, comm_,
+                   MPI_STATUS_IGNORE),
           "MPI_Recv");
+    return status.MPI_SOURCE;
+  }
+
+  void check_own_failure() override {
+    Note note;
+    const int peer = take(kAbort, note);
+    if (peer < 0) return;
     aborted_ = true;  // the others have been told
-    throw_failure(note.kind, job_rank(status.MPI_SOURCE), note.reason);
+    throw_failure(note.kind, job_rank(peer), note.reason);
   }
 
   // At the deadline: a message that nobody asked for says what its sender is doing.
   void check_unexpected(const Stamp& stamp) {
-    int there = 0;
-    MPI_Status status;
-    check(MPI_Iprobe(MPI_ANY_SOURCE, kHeader, comm_, &there, &status), "MPI_Iprobe");
-    if (!there) return;
     Packet packet;
-    check(MPI_Recv(&packet, sizeof(packet), MPI_BYTE, status.MPI_SOURCE, kHeader, comm_, &status),
-          "MPI_Recv");
+    const int peer = take(kHeader, packet);
+    if (peer < 0) return;
     packet.header.stamp.round = stamp.round;
-    check_same(stamp, packet.header.bytes, packet.header, job_rank(status.MPI_SOURCE));
+    check_same(stamp, packet.header.bytes, packet.header, job_rank(peer));
   }
 
   MPI_Comm comm_;
@@ -220,6 +285,9 @@ class MpiTransport final : public Transport {
   bool aborted_ = false;
   Note note_{};
   std::vector<Packet> packets_;  // of the receives, then of the sends
+  // [peer]: the latest collective of which a header went there, or came from there.
+  std::vector<std::uint64_t> headed_to_;
+  std::vector<std::uint64_t> headed_from_;
 };
 
 // Ranks on this host.
@@ -275,16 +343,20 @@ int size() {
   return value;
 }
 
-int hosts() {
+std::vector<int> hosts() {
   MPI_Comm host;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
         "MPI_Comm_split_type");
-  int place = 0;
-  MPI_Comm_rank(host, &place);
+  int first = rank();  // of this host's ranks: names the host
+  check(MPI_Bcast(&first, 1, MPI_INT, 0, host), "MPI_Bcast");
   MPI_Comm_free(&host);
-  int count = place == 0;
-  check(MPI_Allreduce(MPI_IN_PLACE, &count, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
-  return count;
+  std::vector<int> all(size());
+  check(MPI_Allgather(&first, 1, MPI_INT, all.data(), 1, MPI_INT, MPI_COMM_WORLD), "MPI_Allgather");
+  if (env().hosts.empty()) return all;
+  DPCOMM_CHECK(env().hosts.size() == all.size(), UsageError, "DPCOMM_HOSTS names ",
+               env().hosts.size(), " hosts for ", all.size(),
+               " ranks: give one for each rank, or unset it");
+  return env().hosts;
 }
 
 std::string broadcast(std::string text) {

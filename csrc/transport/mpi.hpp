@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "transport/transport.hpp"
 
@@ -17,7 +18,8 @@ void finish();
 bool running();  // initialised and not finalised
 int rank();
 int size();
-int hosts();                              // that the ranks are on; collective
+// The host of each rank, as the first rank on it; or DPCOMM_HOSTS. Collective.
+std::vector<int> hosts();
 std::string broadcast(std::string text);  // collective, from rank 0
 std::string library();                    // name and version of the MPI
 [[noreturn]] void abort(int code);        // ends every process of the job

@@ -21,6 +21,7 @@ enum class Operation : std::uint8_t {
   kBarrier,
   kSplit
 };
+inline constexpr std::size_t kOperations = 9;
 
 std::string_view name_of(Operation operation);
 

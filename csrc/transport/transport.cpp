@@ -7,6 +7,18 @@ void Transport::set_whole(std::shared_ptr<Transport> whole, const std::vector<in
   whole_ = std::move(whole);
 }
 
+void Transport::check_vendor(DType) const {
+  throw UsageError(
+      concat("rank ", rank_, "/", size_,
+             ": algo 'mpi' is MPI_Allreduce, but this communicator is over ", name(),
+             "\n  fix: start the ranks by mpirun and call dpcomm.init(transport='mpi'), "
+             "or give another algo"));
+}
+
+void Transport::vendor_all_reduce(const Stamp& stamp, const void*, void*) {
+  check_vendor(stamp.dtype);
+}
+
 void throw_failure(FailureKind kind, int rank, std::string_view reason) {
   const std::string text = concat("rank ", rank, " ended the job: ", reason);
   switch (kind) {

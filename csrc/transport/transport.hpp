@@ -63,6 +63,12 @@ class Transport {
   // them. Each member calls it, in the collective that the stamp names.
   virtual std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) = 0;
 
+  // The all-reduce of the library that carries the messages, for comparison: its own waits, and no
+  // promise of equal bits. kMean adds. The check raises UsageError where there is none, or none for
+  // this type.
+  virtual void check_vendor(DType dtype) const;
+  virtual void vendor_all_reduce(const Stamp& stamp, const void* data, void* out);
+
   // Ends every rank's present and later exchanges with `reason`. The first call of all ranks
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;

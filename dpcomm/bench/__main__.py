@@ -7,14 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn
 
 import dpcomm
-from dpcomm import _core, launch
-from dpcomm.bench import record, sweep
+from dpcomm import _core, launch, tuner
+from dpcomm.bench import peers, record, sweep
 
-_OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
-_DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8")
+_OPERATIONS = (
+    "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "barrier"
+)  # fmt: skip
+_DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -51,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", metavar="FILE")
     p.add_argument("--algo", default="auto", help="a name, several with commas, auto or all")
     p.add_argument("--transport", choices=("shm", "mpi"))
+    p.add_argument("--peers", default="", help="mpi, gloo: measured in turn with ours")
+    p.add_argument("--model", action="store_true", help="what the cost model says, beside it")
+    p.add_argument("--explain", action="store_true", help="print what was tuned, and why; no sweep")
     p.add_argument("--plot", metavar="FILE.png", help="bandwidth and latency against size")
     return p
 
@@ -58,11 +64,11 @@ def parser() -> argparse.ArgumentParser:
 def _algorithms(
     args: argparse.Namespace, fail: Callable[[str], NoReturn]
 ) -> tuple[str | None, ...]:
-    if args.op in ("broadcast", "reduce"):
-        return ("tree",)
-    known = _core.algorithms() if args.op == "all_reduce" else ["ring", "round_robin"]
+    if args.op not in tuner.OPERATIONS:
+        return ("tree" if args.op in ("broadcast", "reduce") else None,)
+    known = [*_core.algorithms(), "mpi"] if args.op == "all_reduce" else ["ring", "round_robin"]
     if args.algo == "all":
-        return tuple(known)
+        return tuple(name for name in known if name != "mpi")
     if args.algo == "auto":
         return (None,)
     chosen = args.algo.split(",")
@@ -72,6 +78,16 @@ def _algorithms(
     return tuple(chosen)
 
 
+def _peers(args: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, ...]:
+    chosen = tuple(name for name in args.peers.split(",") if name)
+    for name in chosen:
+        if name not in peers.PEERS:
+            fail(f"--peers {name}: use {' or '.join(peers.PEERS)}")
+    if chosen and args.redop == "mean":
+        fail("--peers: they have no mean; use -o sum")
+    return chosen
+
+
 def _parse() -> tuple[argparse.Namespace, sweep.Sweep]:
     p = parser()
     args = p.parse_args()
@@ -79,7 +95,9 @@ def _parse() -> tuple[argparse.Namespace, sweep.Sweep]:
         p.error(f"-b {args.minbytes} is above -e {args.maxbytes}")
     if args.stepfactor <= 1:
         p.error(f"-f {args.stepfactor}: give a factor above 1")
-    if args.stepbytes:
+    if args.op == "barrier":
+        sizes: tuple[int, ...] = (0,)
+    elif args.stepbytes:
         sizes = sweep.arithmetic(args.minbytes, args.maxbytes, args.stepbytes)
     else:
         sizes = sweep.geometric(args.minbytes, args.maxbytes, args.stepfactor)
@@ -89,6 +107,7 @@ def _parse() -> tuple[argparse.Namespace, sweep.Sweep]:
         dtype=args.datatype,
         redop=args.redop,
         algorithms=_algorithms(args, p.error),
+        peers=_peers(args, p.error),
         iterations=args.iters,
         warmup=args.warmup_iters,
         check=bool(args.check),
@@ -102,6 +121,13 @@ def main() -> int:
         args, plan = _parse()
     comm = launch.init(transport=args.transport)
     speaks = comm.rank == 0
+    if args.explain:
+        found = tuner.find(comm)
+        if speaks:
+            print(tuner.explain(found, args.op, args.datatype))
+        return 0
+    if args.model:
+        plan = replace(plan, model=tuner.find(comm))
     if speaks:
         print(
             f"# dpcomm {dpcomm.__version__}: {args.op}, {comm.size} ranks on {comm.hosts} host(s)"
@@ -109,18 +135,21 @@ def main() -> int:
         cores = len(os.sched_getaffinity(0))
         if comm.size > cores * comm.hosts:
             print(f"# {comm.size} ranks share {cores} cores a host: latencies are those of turns")
-        print(record.heading(), flush=True)
+        print(record.heading(args.model), flush=True)
     records = []
     for measured in sweep.run(comm, plan):
         records.append(measured)
         if speaks:
-            print(record.line(measured), flush=True)
+            print(record.line(measured, args.model), flush=True)
+    limit = None
+    if args.plot and comm.hosts == 1 and args.op != "barrier":
+        limit = record.memory_limit(args.op, comm.size, sweep.memory_bandwidth(comm))
     if speaks:
-        _save(args, records)
+        _save(args, records, limit)
     return int(any(measured.wrong > 0 for measured in records))
 
 
-def _save(args: argparse.Namespace, records: list[record.Record]) -> None:
+def _save(args: argparse.Namespace, records: list[record.Record], limit: float | None) -> None:
     if args.json:
         with open(args.json, "w") as file:
             record.write_json(records, file)
@@ -130,7 +159,7 @@ def _save(args: argparse.Namespace, records: list[record.Record]) -> None:
     if args.plot:
         from dpcomm.bench import plot
 
-        plot.save(records, args.plot)
+        plot.save(records, args.plot, limit)
 
 
 if __name__ == "__main__":

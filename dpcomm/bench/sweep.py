@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpcomm import _core
+from dpcomm.bench import peers
 from dpcomm.bench.record import Record, bandwidths, slowest_rank_median
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
+    from dpcomm.tuner import Tuning
 
 # The operations whose buffers are cut into one shard a rank, of which one goes in or comes out.
 _SHARDED = ("reduce_scatter", "all_gather")
+_IN_PLACE = ("all_reduce", "broadcast", "reduce", "barrier")
+_REDUCING = ("all_reduce", "reduce_scatter", "reduce")
 
 _SAMPLE_SECONDS = 4e-3  # a turn of Linux' scheduler, where ranks outnumber cores
 _MOST_CALLS = 4096
@@ -30,10 +35,23 @@ class Sweep:
     dtype: str = "float32"
     redop: str = "sum"
     algorithms: tuple[str | None, ...] = (None,)
+    peers: tuple[str, ...] = ()
+    model: Tuning | None = None
     iterations: int = 20
     warmup: int = 5
     check: bool = True
     root: int = 0
+
+
+def dtype_of(name: str) -> np.dtype:
+    """NumPy's; bfloat16 is ml_dtypes'. Raises EnvironmentError where that is missing."""
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise _core.EnvironmentError("-d bfloat16: pip install ml_dtypes") from error
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 def geometric(begin: int, end: int, factor: float) -> tuple[int, ...]:
@@ -50,48 +68,47 @@ def arithmetic(begin: int, end: int, step: int) -> tuple[int, ...]:
 
 
 def run(comm: Communicator, sweep: Sweep) -> Iterator[Record]:
-    """Yields a record for each size and algorithm, the same on every rank."""
+    """Yields a record for each size and contender, ours and then the peers', the same on every
+    rank. The contenders of a size take turns, so that what else the machine does meets all."""
     for size in sweep.sizes:
-        for algorithm in sweep.algorithms:
-            yield _measure(comm, sweep, size, algorithm)
+        count = size // dtype_of(sweep.dtype).itemsize
+        if sweep.op in (*_SHARDED, "all_to_all"):
+            count -= count % comm.size  # equal shards
+        cases = [_Case(comm, sweep, count, algorithm) for algorithm in sweep.algorithms]
+        cases += [_Case(comm, sweep, count, None, peer) for peer in sweep.peers]
+        wrong = [case.wrong() if sweep.check else -1 for case in cases]
+        times_us = _time(comm, sweep, cases)
+        for case, misses, time_us in zip(cases, wrong, times_us, strict=True):
+            yield case.record(misses, time_us)
 
 
-def _measure(comm: Communicator, sweep: Sweep, size: int, algorithm: str | None) -> Record:
-    count = size // np.dtype(sweep.dtype).itemsize
-    if sweep.op in _SHARDED:
-        count -= count % comm.size  # equal shards
-    case = _Case(comm, sweep, count, algorithm)
-
-    wrong = case.wrong() if sweep.check else -1
-    for _ in range(sweep.warmup):
-        case.call()
-    calls = _calls_a_sample(comm, case)
-    times_us = []
+def _time(comm: Communicator, sweep: Sweep, cases: list[_Case]) -> list[float]:
+    """Microseconds of a call of each case: the median over iterations of the slowest rank."""
+    for case in cases:
+        for _ in range(sweep.warmup):
+            case.call()
+    calls = [_calls_a_sample(comm, case) for case in cases]
+    times_us: list[list[float]] = [[] for _ in cases]
     for _ in range(sweep.iterations):
+        for case, repeat, row in zip(cases, calls, times_us, strict=True):
+            comm.barrier()
+            begin = time.perf_counter()
+            for _ in range(repeat):
+                case.call()
+            row.append((time.perf_counter() - begin) * 1e6 / repeat)
+    return [slowest_rank_median(comm.all_gather(np.array([row])).tolist()) for row in times_us]
+
+
+def memory_bandwidth(comm: Communicator) -> float:
+    """GB/s that all ranks of one host together read and write, by a += b on 32 MiB each."""
+    a, b = np.zeros(8 << 20, np.float32), np.ones(8 << 20, np.float32)
+    best = np.inf
+    for _ in range(5):
         comm.barrier()
         begin = time.perf_counter()
-        for _ in range(calls):
-            case.call()
-        times_us.append((time.perf_counter() - begin) * 1e6 / calls)
-
-    everyone = comm.all_gather(np.array([times_us]))
-    time_us = slowest_rank_median(everyone.tolist())
-    algbw, busbw = bandwidths(sweep.op, comm.size, case.bytes, time_us)
-    return Record(
-        op=sweep.op,
-        algo=algorithm or "auto",
-        transport=comm.transport,
-        dtype=sweep.dtype,
-        redop=sweep.redop if sweep.op in ("all_reduce", "reduce_scatter", "reduce") else "none",
-        ranks=comm.size,
-        hosts=comm.hosts,
-        bytes=case.bytes,
-        count=count,
-        time_us=time_us,
-        algbw_gbs=algbw,
-        busbw_gbs=busbw,
-        wrong=wrong,
-    )
+        np.add(a, b, out=a)
+        best = min(best, comm.all_reduce(np.array([time.perf_counter() - begin]), op="max")[0])
+    return comm.size * 3 * a.nbytes / best / 1e9
 
 
 def _calls_a_sample(comm: Communicator, case: _Case) -> int:
@@ -112,27 +129,42 @@ def _calls_a_sample(comm: Communicator, case: _Case) -> int:
 
 
 class _Case:
-    """One operation at one size: its buffers, the call, and what must come out of it."""
+    """One operation at one size by one contender: its buffers, the call, and what must come out."""
 
-    def __init__(self, comm: Communicator, sweep: Sweep, count: int, algorithm: str | None) -> None:
-        self.comm, self.sweep, self.count, self.algorithm = comm, sweep, count, algorithm
-        self.bytes = count * np.dtype(sweep.dtype).itemsize
+    def __init__(
+        self,
+        comm: Communicator,
+        sweep: Sweep,
+        count: int,
+        algorithm: str | None,
+        peer: str | None = None,
+    ) -> None:
+        self.comm, self.sweep, self.count = comm, sweep, count
+        self.algorithm, self.peer = algorithm, peer
+        kind = dtype_of(sweep.dtype)
+        self.bytes = count * kind.itemsize
         shard = count // comm.size if sweep.op in _SHARDED else count
-        given = shard if sweep.op == "all_gather" else count
-        taken = shard if sweep.op == "reduce_scatter" else count
-        self.data = comm.empty(given, sweep.dtype)
-        self.out = comm.empty(taken, sweep.dtype) if sweep.op in _SHARDED else self.data
+        # A peer knows nothing of registered memory.
+        empty = comm.empty if peer is None else np.empty
+        self.data = empty(shard if sweep.op == "all_gather" else count, kind)
+        self.out = self.data
+        if sweep.op not in _IN_PLACE:
+            self.out = empty(shard if sweep.op == "reduce_scatter" else count, kind)
         self.call = self._call()
 
     def _call(self) -> Callable[[], Any]:
         comm, data, out, algo = self.comm, self.data, self.out, self.algorithm
         redop, root = self.sweep.redop, self.sweep.root
+        if self.peer is not None:
+            return peers.call(self.peer, comm, self.sweep.op, data, out, redop, root)
         calls: dict[str, Callable[[], Any]] = {
             "all_reduce": lambda: comm.all_reduce(data, op=redop, algo=algo),
             "reduce_scatter": lambda: comm.reduce_scatter(data, out=out, op=redop, algo=algo),
             "all_gather": lambda: comm.all_gather(data, out=out, algo=algo),
+            "all_to_all": lambda: comm.all_to_all(data, out=out),
             "broadcast": lambda: comm.broadcast(data, root=root),
             "reduce": lambda: comm.reduce(data, root=root, op=redop),
+            "barrier": comm.barrier,
         }
         return calls[self.sweep.op]
 
@@ -145,6 +177,8 @@ class _Case:
         reduced = _serial(sweep.redop, contributions, sweep.dtype)
         if sweep.op == "all_gather":
             expected = np.concatenate(contributions)
+        elif sweep.op == "all_to_all":
+            expected = np.concatenate([np.split(c, comm.size)[comm.rank] for c in contributions])
         elif sweep.op == "broadcast":
             expected = contributions[sweep.root]
         elif sweep.op == "reduce_scatter":
@@ -155,6 +189,33 @@ class _Case:
             expected = reduced
         return _total(comm, int(np.count_nonzero(self.out != expected)))
 
+    def record(self, wrong: int, time_us: float) -> Record:
+        comm, sweep = self.comm, self.sweep
+        algbw, busbw = bandwidths(sweep.op, comm.size, self.bytes, time_us)
+        return Record(
+            op=sweep.op,
+            algo=None if self.peer else self.algorithm or "auto",
+            peer=self.peer,
+            transport=self.peer or comm.transport,
+            dtype=sweep.dtype,
+            redop=sweep.redop if sweep.op in _REDUCING else "none",
+            ranks=comm.size,
+            hosts=comm.hosts,
+            bytes=self.bytes,
+            count=self.count,
+            time_us=time_us,
+            algbw_gbs=algbw,
+            busbw_gbs=busbw,
+            wrong=wrong,
+            model_us=self._model_us(),
+        )
+
+    def _model_us(self) -> float | None:
+        model, op = self.sweep.model, self.sweep.op
+        if model is None or self.peer or self.algorithm is None or self.algorithm == "mpi":
+            return None
+        return 1e6 * model.model(op, self.algorithm, self.bytes, self.sweep.dtype)
+
 
 def _total(comm: Communicator, wrong: int) -> int:
     total = np.array([wrong], np.int64)
@@ -164,7 +225,7 @@ def _total(comm: Communicator, wrong: int) -> int:
 
 def _pattern(rank: int, count: int, dtype: str) -> np.ndarray:
     # Small whole numbers: every partial sum is exact in every type, in whatever order.
-    return ((np.arange(count) * 7 + rank * 13) % 8).astype(dtype)
+    return ((np.arange(count) * 7 + rank * 13) % 8).astype(dtype_of(dtype))
 
 
 def _serial(redop: str, contributions: list[np.ndarray], dtype: str) -> np.ndarray:
@@ -175,4 +236,4 @@ def _serial(redop: str, contributions: list[np.ndarray], dtype: str) -> np.ndarr
         "max": np.max,
         "min": np.min,
     }
-    return reduce[redop](stacked, axis=0).astype(dtype)
+    return reduce[redop](stacked, axis=0).astype(dtype_of(dtype))

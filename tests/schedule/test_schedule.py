@@ -20,6 +20,56 @@ def test_all_reduce_is_proved_for_1_to_64_ranks(algorithm):
         assert _core.check_schedules(ranks, Goal.all_reduce) == "", f"{size} ranks"
 
 
+@pytest.mark.parametrize("chunks", [2, 5])
+@pytest.mark.parametrize("algorithm", _core.algorithms())
+def test_pipelined_it_is_proved_too(algorithm, chunks):
+    for size in (1, 2, 3, 4, 7, 8, 13, 32):
+        ranks = _core.schedules("all_reduce", algorithm, size, chunks=chunks)
+        assert _core.check_schedules(ranks, Goal.all_reduce) == "", f"{size} ranks"
+        single = _core.schedules("all_reduce", algorithm, size)[0]
+        assert len(ranks[0].rounds) == len(single.rounds) + chunks - 1
+
+
+HOSTS = [
+    [0, 0, 0, 0],
+    [0, 1],
+    [0, 1, 0, 1, 0],  # in turns
+    [7, 7, 7, 2],  # uneven, any numbers
+    [0] * 5 + [1] * 1 + [2] * 3,
+    [rank // 8 for rank in range(64)],
+    [rank % 3 for rank in range(64)],
+    [max(0, rank - 40) for rank in range(64)],
+]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("hosts", HOSTS, ids=lambda hosts: f"{len(set(hosts))}of{len(hosts)}")
+def test_the_hierarchical_one_is_proved_over_hosts_of_any_shape(hosts, chunks):
+    ranks = _core.schedules("all_reduce", "hierarchical", len(hosts), chunks=chunks, hosts=hosts)
+    assert _core.check_schedules(ranks, Goal.all_reduce) == ""
+
+
+@pytest.mark.parametrize("hosts", HOSTS, ids=lambda hosts: f"{len(set(hosts))}of{len(hosts)}")
+def test_between_hosts_only_leaders_talk(hosts):
+    ranks = _core.schedules("all_reduce", "hierarchical", len(hosts), hosts=hosts)
+    leaders = {hosts.index(host) for host in hosts}
+    for rank in ranks:
+        for send in (send for one in rank.rounds for send in one.sends):
+            assert hosts[send.peer] == hosts[rank.rank] or {send.peer, rank.rank} <= leaders
+
+
+@pytest.mark.parametrize("size", range(2, 65))
+def test_who_has_children_in_one_of_the_two_trees_is_a_leaf_of_the_other(size):
+    for rank in _core.schedules("all_reduce", "double_tree", size):
+        inner = {
+            receive.blocks.begin
+            for one in rank.rounds
+            for receive in one.receives
+            if receive.combine == Combine.add
+        }
+        assert len(inner) <= 1
+
+
 @pytest.mark.parametrize("algorithm", ["ring", "round_robin"])
 @pytest.mark.parametrize("operation", ["reduce_scatter", "all_gather"])
 def test_halves_are_proved_for_1_to_64_ranks(operation, algorithm):
@@ -131,6 +181,18 @@ def test_the_cost_read_off_the_rounds_is_the_textbook_one(size):
         assert cost("butterfly").rounds == 2 * math.log2(size)
         assert cost("butterfly").bytes == pytest.approx(2 * share)
         assert cost("recursive_doubling").bytes == math.log2(size)
+
+
+@pytest.mark.parametrize("size", [4, 8, 13, 32, 64])
+def test_the_pipelined_double_tree_moves_the_ring_s_bytes_in_few_rounds(size):
+    """Full bandwidth, as Sanders, Speck and Träff (2009) prove: each way n bytes a rank, and no
+    round in which one waits for a level that others work at."""
+    chunks = 64
+    ranks = _core.schedules("all_reduce", "double_tree", size, chunks=chunks)
+    assert len(ranks[0].rounds) == 2 * math.floor(math.log2(size)) + chunks - 1
+    for rank in ranks:
+        sent = sum(send.blocks.end - send.blocks.begin for one in rank.rounds for send in one.sends)
+        assert sent / rank.blocks <= 2.0
 
 
 def test_seconds_are_messages_bytes_and_additions():
