@@ -313,6 +313,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def all_reduce(
         self,
@@ -323,6 +324,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def all_reduce_with(
         self,
@@ -345,6 +347,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> Memory:
         """
@@ -360,6 +363,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def close(self) -> None: ...
     def reduce(
@@ -371,6 +375,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def reduce_scatter(
         self,
@@ -381,6 +386,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def split(
         self,
