@@ -46,13 +46,15 @@ class Memory {
 };
 
 Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
-                    std::string_view dtype, std::string_view op, std::string_view algo, int root) {
+                    std::string_view dtype, std::string_view op, std::string_view algo = "",
+                    int root = 0, double scale = 1) {
   Arguments made{.data = reinterpret_cast<const void*>(data),
                  .out = reinterpret_cast<void*>(out),
                  .count = count,
                  .dtype = dtype_of(dtype),
                  .redop = redop_of(op),
-                 .root = root};
+                 .root = root,
+                 .scale = scale};
   if (!algo.empty()) made.algorithm = algorithm_of(algo);
   return made;
 }
@@ -74,13 +76,14 @@ void bind_collective(py::class_<Communicator>& communicator, const char* name) {
   communicator.def(
       name,
       [](Communicator& self, std::uintptr_t data, std::uintptr_t out, std::size_t count,
-         std::string_view dtype, std::string_view op, std::string_view algo, int root) {
-        const Arguments made = arguments(data, out, count, dtype, op, algo, root);
+         std::string_view dtype, std::string_view op, std::string_view algo, int root,
+         double scale) {
+        const Arguments made = arguments(data, out, count, dtype, op, algo, root, scale);
         const py::gil_scoped_release unlocked;
         (self.*collective)(made);
       },
       py::arg("data"), py::arg("out"), py::arg("count"), py::arg("dtype"), py::arg("op") = "sum",
-      py::arg("algo") = "", py::arg("root") = 0);
+      py::arg("algo") = "", py::arg("root") = 0, py::arg("scale") = 1.0);
 }
 
 }  // namespace
@@ -135,7 +138,7 @@ void bind_communicator(py::module_& module) {
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
              std::string_view op, std::string_view algo,
              std::function<void(std::uintptr_t, std::size_t, std::size_t)> epilogue) {
-            Arguments made = arguments(data, data, count, dtype, op, algo, 0);
+            Arguments made = arguments(data, data, count, dtype, op, algo);
             made.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
               const py::gil_scoped_acquire gil;
               epilogue(reinterpret_cast<std::uintptr_t>(done), offset, length);
@@ -157,7 +160,7 @@ void bind_communicator(py::module_& module) {
           "time_all_reduce",
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
              std::string_view algo, int calls) {
-            const Arguments made = arguments(data, data, count, dtype, "sum", algo, 0);
+            const Arguments made = arguments(data, data, count, dtype, "sum", algo);
             const py::gil_scoped_release unlocked;
             std::vector<double> seconds;
             for (int call = 0; call < calls; ++call) {

@@ -324,6 +324,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def all_reduce(
         self,
@@ -334,6 +335,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def all_reduce_with(
         self,
@@ -356,6 +358,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> Memory:
         """
@@ -371,6 +374,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def close(self) -> None: ...
     def reduce(
@@ -382,6 +386,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def reduce_scatter(
         self,
@@ -392,6 +397,7 @@ class Communicator:
         op: str = "sum",
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
+        scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     ) -> None: ...
     def set_deterministic(self) -> None: ...
     def split(

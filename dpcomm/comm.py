@@ -109,16 +109,21 @@ class Communicator:
         algo: str | None = None,
         out: Any = None,
         async_op: bool = False,
+        scale: float = 1.0,
     ) -> Any:
         """The reduction of all ranks' `tensor`, in place or into `out` of the same shape.
 
         `algo` is naive, ring, tree, double_tree, butterfly, round_robin, recursive_doubling or
         hierarchical; None chooses. "mpi" is MPI_Allreduce, for comparison, over transport mpi: its
         waits have no deadline, and that its results are equal on all ranks is its own affair.
+        With `scale`, of which each rank has its own, the sum is of scale·tensor: a product is
+        rounded to the array's dtype, then added as in any sum. It takes no extra pass.
         """
         source = self._array(tensor, "tensor", written=out is None)
         target = source if out is None else self._out(out, source, source.shape)
-        return self._run(async_op, self.core.all_reduce, source, target, source.count, op, algo)
+        return self._run(
+            async_op, self.core.all_reduce, source, target, source.count, op, algo, scale=scale
+        )
 
     def reduce_scatter(
         self,
@@ -127,16 +132,21 @@ class Communicator:
         algo: str | None = None,
         out: Any = None,
         async_op: bool = False,
+        scale: float = 1.0,
     ) -> Any:
         """This rank's part of the reduction of all ranks' `tensor`, in a new array or in `out`.
 
-        `tensor` has shape [size * n, ...], the result [n, ...]. `algo` is ring or round_robin.
+        `tensor` has shape [size * n, ...], the result [n, ...]. `algo` is ring or round_robin;
+        `scale` as in all_reduce. `out` may be this rank's part of `tensor`.
         """
         source = self._array(tensor, "tensor")
         self._check_parts("reduce_scatter", source)
         shape = (source.shape[0] // self.size, *source.shape[1:])
-        target = self._out(out, source, shape, None)
-        return self._run(async_op, self.core.reduce_scatter, source, target, target.count, op, algo)
+        part = source.nbytes // self.size
+        target = self._out(out, source, shape, -self.rank * part)
+        return self._run(
+            async_op, self.core.reduce_scatter, source, target, target.count, op, algo, scale=scale
+        )
 
     def all_gather(
         self, tensor: Any, algo: str | None = None, out: Any = None, async_op: bool = False
@@ -177,13 +187,16 @@ class Communicator:
         root: int = 0,
         out: Any = None,
         async_op: bool = False,
+        scale: float = 1.0,
     ) -> Any:
         """On the root, the reduction of all ranks' `tensor`, in place or in `out`; elsewhere
-        `tensor`, unchanged."""
+        `tensor`, unchanged. `scale` as in all_reduce."""
         at_root = self.rank == root
         source = self._array(tensor, "tensor", written=at_root and out is None)
         target = self._out(out, source, source.shape) if at_root and out is not None else source
-        return self._run(async_op, self.core.reduce, source, target, source.count, op, None, root)
+        return self._run(
+            async_op, self.core.reduce, source, target, source.count, op, None, root, scale
+        )
 
     def barrier(self) -> None:
         """Returns once every rank has called it."""
@@ -224,8 +237,9 @@ class Communicator:
         op: str,
         algo: str | None,
         root: int = 0,
+        scale: float = 1.0,
     ) -> Any:
-        call = (source.pointer, target.pointer, count, source.dtype, op, algo or "", root)
+        call = (source.pointer, target.pointer, count, source.dtype, op, algo or "", root, scale)
         if not async_op:
             self._settle()
             collective(*call)
@@ -262,10 +276,9 @@ class Communicator:
         return described
 
     def _out(
-        self, out: Any, source: arrays.Array, shape: tuple[int, ...], place: int | None = 0
+        self, out: Any, source: arrays.Array, shape: tuple[int, ...], place: int = 0
     ) -> arrays.Array:
-        """`out`, or a new array. It may hold the input at the byte `place`, else they must be
-        apart; None: anywhere."""
+        """`out`, or a new array. Where they overlap, the input must begin at its byte `place`."""
         if out is None:
             return self._array(arrays.empty(source.source, shape, source.dtype), "out")
         target = self._array(out, "out", written=True)
@@ -274,7 +287,7 @@ class Communicator:
                 f"out is {target.dtype} {target.shape}: this call needs {source.dtype} {shape}"
             )
         begin = source.pointer - target.pointer
-        if place not in (None, begin) and -source.nbytes < begin < target.nbytes:
+        if begin != place and -source.nbytes < begin < target.nbytes:
             raise self._error("out overlaps the input in part: give memory that is apart from it")
         return target
 

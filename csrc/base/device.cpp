@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "base/error.hpp"
 
@@ -62,18 +63,26 @@ struct Min {
 // The sums of a piece stay in the first-level cache while the streams pass by.
 constexpr std::size_t kPiece = 1024;
 
-template <class T, class Op>
-DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, T* const* outs,
-                                 std::size_t copies, std::size_t count) {
-  typename Wide<T>::type sums[kPiece];
+template <class T, class Op, bool kScaled>
+DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, const double* scales,
+                                 T* const* outs, std::size_t copies, std::size_t count) {
+  using W = typename Wide<T>::type;
+  const auto load = [](T value, [[maybe_unused]] W scale) {
+    if constexpr (kScaled) return Wide<T>::load(Wide<T>::store(scale * Wide<T>::load(value)));
+    return Wide<T>::load(value);
+  };
+  const auto scale_of = [&](std::size_t stream) {
+    return kScaled ? static_cast<W>(scales[stream]) : W{1};
+  };
+  W sums[kPiece];
   for (std::size_t begin = 0; begin < count; begin += kPiece) {
     const std::size_t length = std::min(kPiece, count - begin);
-    for (std::size_t i = 0; i < length; ++i) sums[i] = Wide<T>::load(parts[0][begin + i]);
+    const W first = scale_of(0);
+    for (std::size_t i = 0; i < length; ++i) sums[i] = load(parts[0][begin + i], first);
     for (std::size_t stream = 1; stream < streams; ++stream) {
       const T* part = parts[stream] + begin;
-      for (std::size_t i = 0; i < length; ++i) {
-        sums[i] = Op::apply(sums[i], Wide<T>::load(part[i]));
-      }
+      const W scale = scale_of(stream);
+      for (std::size_t i = 0; i < length; ++i) sums[i] = Op::apply(sums[i], load(part[i], scale));
     }
     for (std::size_t copy = 0; copy < copies; ++copy) {
       T* out = outs[copy] + begin;
@@ -84,18 +93,30 @@ DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, T* 
 
 template <class T>
 void combine_as(RedOp op, std::span<const void* const> parts, std::span<void* const> outs,
-                std::size_t count) {
+                std::size_t count, std::span<const double> scales) {
   const auto from = reinterpret_cast<const T* const*>(parts.data());
   const auto to = reinterpret_cast<T* const*>(outs.data());
+  const auto run = [&]<class Op, bool kScaled>() {
+    combine_streams<T, Op, kScaled>(from, parts.size(), scales.data(), to, outs.size(), count);
+  };
   switch (op) {
     case RedOp::kSum:
     case RedOp::kMean:
-      return combine_streams<T, Add>(from, parts.size(), to, outs.size(), count);
+      if constexpr (std::is_floating_point_v<typename Wide<T>::type>) {
+        if (!scales.empty()) return run.template operator()<Add, true>();
+      }
+      return run.template operator()<Add, false>();
     case RedOp::kMax:
-      return combine_streams<T, Max>(from, parts.size(), to, outs.size(), count);
+      return run.template operator()<Max, false>();
     case RedOp::kMin:
-      return combine_streams<T, Min>(from, parts.size(), to, outs.size(), count);
+      return run.template operator()<Min, false>();
   }
+}
+
+template <class T>
+DPCOMM_SIMD void multiply_as(T* out, const T* data, std::size_t count, double factor) {
+  const auto by = static_cast<typename Wide<T>::type>(factor);
+  for (std::size_t i = 0; i < count; ++i) out[i] = Wide<T>::store(by * Wide<T>::load(data[i]));
 }
 
 template <class T>
@@ -120,22 +141,45 @@ RedOp redop_of(std::string_view name) {
 }
 
 void combine(DType dtype, RedOp op, std::span<const void* const> parts, std::span<void* const> outs,
-             std::size_t count) {
+             std::size_t count, std::span<const double> scales) {
   switch (dtype) {
     case DType::kFloat64:
-      return combine_as<double>(op, parts, outs, count);
+      return combine_as<double>(op, parts, outs, count, scales);
     case DType::kFloat32:
-      return combine_as<float>(op, parts, outs, count);
+      return combine_as<float>(op, parts, outs, count, scales);
     case DType::kBFloat16:
-      return combine_as<BFloat16>(op, parts, outs, count);
+      return combine_as<BFloat16>(op, parts, outs, count, scales);
     case DType::kFloat16:
-      return combine_as<Float16>(op, parts, outs, count);
+      return combine_as<Float16>(op, parts, outs, count, scales);
     case DType::kInt64:
-      return combine_as<std::int64_t>(op, parts, outs, count);
+      return combine_as<std::int64_t>(op, parts, outs, count, scales);
     case DType::kInt32:
-      return combine_as<std::int32_t>(op, parts, outs, count);
+      return combine_as<std::int32_t>(op, parts, outs, count, scales);
     case DType::kUInt8:
-      return combine_as<std::uint8_t>(op, parts, outs, count);
+      return combine_as<std::uint8_t>(op, parts, outs, count, scales);
+  }
+}
+
+void multiply(DType dtype, void* out, const void* data, std::size_t count, double factor) {
+  if (factor == 1) {
+    if (out != data && count > 0) std::memcpy(out, data, count * size_of(dtype));
+    return;
+  }
+  const auto run = [&]<class T>() {
+    multiply_as(static_cast<T*>(out), static_cast<const T*>(data), count, factor);
+  };
+  switch (dtype) {
+    case DType::kFloat64:
+      return run.template operator()<double>();
+    case DType::kFloat32:
+      return run.template operator()<float>();
+    case DType::kBFloat16:
+      return run.template operator()<BFloat16>();
+    case DType::kFloat16:
+      return run.template operator()<Float16>();
+    default:
+      throw UsageError(concat("a scaled sum of ", name_of(dtype), " is not defined: convert it to ",
+                              "a floating-point type"));
   }
 }
 

@@ -21,6 +21,11 @@ void copy(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
 }
 
+// What this rank contributes to a sum.
+void take_input(void* to, const Arguments& arguments, std::size_t count) {
+  multiply(arguments.dtype, to, arguments.data, count, arguments.scale);
+}
+
 }  // namespace
 
 Communicator::Communicator(std::shared_ptr<Transport> transport, std::vector<int> hosts)
@@ -29,7 +34,7 @@ Communicator::Communicator(std::shared_ptr<Transport> transport, std::vector<int
   DPCOMM_CHECK(hosts_.size() == static_cast<std::size_t>(size()), UsageError, "rank ", rank(), "/",
                size(), ": ", hosts_.size(), " hosts are given: give one for each rank");
   if (SharedMemory* const memory = transport_->shared_memory()) {
-    direct_ = std::make_unique<DirectAllReduce>(*memory, rank(), size());
+    direct_ = std::make_unique<Direct>(*memory, rank(), size());
   }
   if (!logs(LogLevel::kInfo)) return;
   std::string ranks;
@@ -42,13 +47,8 @@ void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
   if (algorithm == Algorithm::kMpi) return vendor_all_reduce(arguments);
-  if (direct_ && algorithm == Algorithm::kRoundRobin) {
-    Stamp stamp = next_stamp(Operation::kAllReduce, algorithm, arguments);
-    stamp.round = stamp.rounds = 1;
-    return guarded(stamp,
-                   [&] { direct_->run(arguments.data, arguments.out, stamp, arguments.epilogue); });
-  }
-  copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
+  if (runs_direct(algorithm)) return run_direct(Operation::kAllReduce, arguments);
+  take_input(arguments.out, arguments, arguments.count);
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
 }
 
@@ -60,9 +60,14 @@ void Communicator::vendor_all_reduce(const Arguments& arguments) {
       schedule(Operation::kBarrier, Algorithm::kRecursiveDoubling, arguments.root, 1);
   const Stamp stamp = next_stamp(Operation::kAllReduce, Algorithm::kMpi, arguments);
   transport_->check_vendor(arguments.dtype);
+  const void* input = arguments.data;
+  if (arguments.scale != 1) {
+    take_input(arguments.out, arguments, arguments.count);
+    input = arguments.out;
+  }
   guarded(stamp, [&] {
     execute(meeting, *transport_, {nullptr, 0, 1}, stamp, {}, staging_);
-    transport_->vendor_all_reduce(stamp, arguments.data, arguments.out);
+    transport_->vendor_all_reduce(stamp, input, arguments.out);
   });
   if (arguments.redop == RedOp::kMean) {
     divide(arguments.dtype, arguments.out, arguments.count, size());
@@ -72,9 +77,10 @@ void Communicator::vendor_all_reduce(const Arguments& arguments) {
 void Communicator::reduce_scatter(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kReduceScatter, arguments);
+  if (runs_direct(algorithm)) return run_direct(Operation::kReduceScatter, arguments);
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
-  const auto* const input = static_cast<const std::byte*>(arguments.data);
-  scratch_.assign(input, input + shard * size());
+  scratch_.resize(shard * size());
+  take_input(scratch_.data(), arguments, arguments.count * size());
   run(Operation::kReduceScatter, algorithm, {scratch_.data(), arguments.count * size(), 1},
       arguments);
   copy(arguments.out, scratch_.data() + shard * rank(), shard);
@@ -83,6 +89,7 @@ void Communicator::reduce_scatter(const Arguments& arguments) {
 void Communicator::all_gather(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllGather, arguments);
+  if (runs_direct(algorithm)) return run_direct(Operation::kAllGather, arguments);
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
   copy(static_cast<std::byte*>(arguments.out) + shard * rank(), arguments.data, shard);
   run(Operation::kAllGather, algorithm, {arguments.out, arguments.count * size(), 1}, arguments);
@@ -90,6 +97,8 @@ void Communicator::all_gather(const Arguments& arguments) {
 
 void Communicator::broadcast(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
+  check_root(arguments);
+  if (direct_) return run_direct(Operation::kBroadcast, arguments);
   if (rank() == arguments.root) {
     copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
   }
@@ -99,13 +108,14 @@ void Communicator::broadcast(const Arguments& arguments) {
 
 void Communicator::reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
-  const std::size_t bytes = arguments.count * size_of(arguments.dtype);
+  check_root(arguments);
+  if (direct_) return run_direct(Operation::kReduce, arguments);
   void* work = arguments.out;
   if (rank() != arguments.root) {
-    scratch_.resize(bytes);
+    scratch_.resize(arguments.count * size_of(arguments.dtype));
     work = scratch_.data();
   }
-  copy(work, arguments.data, bytes);
+  take_input(work, arguments, arguments.count);
   run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
 }
 
@@ -113,6 +123,7 @@ void Communicator::all_to_all(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   DPCOMM_CHECK(arguments.data != arguments.out || arguments.count == 0, UsageError, "rank ", rank(),
                "/", size(), ": all_to_all in place is not supported: give another out=");
+  if (direct_) return run_direct(Operation::kAllToAll, arguments);
   Stamp stamp = next_stamp(Operation::kAllToAll, Algorithm::kRoundRobin, arguments);
   stamp.round = stamp.rounds = 1;
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
@@ -157,6 +168,7 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
 
 void Communicator::barrier() {
   const std::lock_guard lock(mutex_);
+  if (direct_) return run_direct(Operation::kBarrier, {});
   run(Operation::kBarrier, Algorithm::kRecursiveDoubling, {nullptr, 0, 1}, {});
 }
 
@@ -166,14 +178,23 @@ void Communicator::close() {
   transport_->close();
 }
 
+void Communicator::run_direct(Operation operation, const Arguments& arguments) {
+  Stamp stamp = next_stamp(operation, Algorithm::kRoundRobin, arguments);
+  stamp.round = stamp.rounds = 1;
+  guarded(stamp, [&] { direct_->run(stamp, arguments); });
+}
+
 void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
                        const Arguments& arguments) {
-  DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "root ", arguments.root,
-               " is no rank: use 0 to ", size() - 1);
   const int chunks = chunks_for(algorithm, buffer.count * size_of(arguments.dtype));
   const Schedule& steps = schedule(operation, algorithm, arguments.root, chunks);
   const Stamp stamp = next_stamp(operation, algorithm, arguments);
   guarded(stamp, [&] { execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_); });
+}
+
+void Communicator::check_root(const Arguments& arguments) const {
+  DPCOMM_CHECK(arguments.root >= 0 && arguments.root < size(), UsageError, "rank ", rank(), "/",
+               size(), ": root ", arguments.root, " is no rank: use 0 to ", size() - 1);
 }
 
 Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
@@ -183,6 +204,11 @@ Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
   DPCOMM_CHECK(arguments.redop != RedOp::kMean || is_float(arguments.dtype), UsageError, "rank ",
                rank(), "/", size(), ": the mean of ", name_of(arguments.dtype),
                " is not defined: use op='sum'");
+  DPCOMM_CHECK(
+      arguments.scale == 1 || (arguments.redop == RedOp::kSum && is_float(arguments.dtype)),
+      UsageError, "rank ", rank(), "/", size(), ": scale=", arguments.scale, " with op='",
+      name_of(arguments.redop), "' of ", name_of(arguments.dtype),
+      " is not defined: use op='sum' of a floating-point type");
   Stamp stamp{.sequence = ++sequence_,
               .count = arguments.count,
               .root = arguments.root,

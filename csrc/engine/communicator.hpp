@@ -5,30 +5,18 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "engine/arguments.hpp"
 #include "engine/direct.hpp"
 #include "engine/execute.hpp"
 #include "schedule/schedule.hpp"
 #include "transport/transport.hpp"
 
 namespace dpcomm {
-
-// What a collective is called with; each one says which members it reads.
-struct Arguments {
-  const void* data = nullptr;
-  void* out = nullptr;  // may equal data
-  std::size_t count = 0;
-  DType dtype = DType::kFloat32;
-  RedOp redop = RedOp::kSum;
-  int root = 0;
-  std::optional<Algorithm> algorithm = {};  // none: ours to choose
-  Epilogue epilogue = {};
-};
 
 // One line of a tuning: `algorithm` for buffers of up to so many bytes.
 struct Choice {
@@ -92,17 +80,22 @@ class Communicator {
   void close();
 
  private:
+  void check_root(const Arguments& arguments) const;
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
   Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
   template <class Body>
   void guarded(const Stamp& stamp, Body body);
   const Schedule& schedule(Operation operation, Algorithm algorithm, int root, int chunks);
+  bool runs_direct(Algorithm algorithm) const {
+    return direct_ && algorithm == Algorithm::kRoundRobin;
+  }
+  void run_direct(Operation operation, const Arguments& arguments);
   void vendor_all_reduce(const Arguments& arguments);
 
   std::shared_ptr<Transport> transport_;
   std::vector<int> hosts_;
-  std::unique_ptr<DirectAllReduce> direct_;  // where ranks see each other's memory
+  std::unique_ptr<Direct> direct_;  // where ranks see each other's memory
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
   bool deterministic_ = false;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 namespace dpcomm {
 namespace {
@@ -11,59 +10,84 @@ constexpr std::size_t kGrain = 16;                           // elements; see Bu
 constexpr std::size_t kPieceBytes = std::size_t{128} << 10;  // stays in the second-level cache
 constexpr std::size_t kFixedSlices = std::size_t{16} << 20;  // bytes; pieces on demand below
 
+void copy_bytes(void* to, const void* from, std::size_t bytes) {
+  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+}
+
 }  // namespace
 
-DirectAllReduce::DirectAllReduce(SharedMemory& memory, int rank, int size)
-    : memory_(memory),
-      rank_(rank),
-      size_(size),
-      inputs_(size),
-      outputs_(size),
-      parts_(size),
-      outs_(size) {}
+Direct::Direct(SharedMemory& memory, int rank, int size)
+    : memory_(memory), rank_(rank), size_(size), inputs_(size), parts_(size) {}
 
-void DirectAllReduce::run(const void* data, void* out, const Stamp& stamp,
-                          const Epilogue& epilogue) {
-  data_ = static_cast<const std::byte*>(data);
-  out_ = static_cast<std::byte*>(out);
+bool Direct::parted() const {
+  return stamp_->operation == Operation::kReduceScatter ||
+         stamp_->operation == Operation::kAllToAll;
+}
+
+bool Direct::one_result() const {
+  return stamp_->operation == Operation::kAllReduce || stamp_->operation == Operation::kReduce;
+}
+
+bool Direct::gives(int rank) const {
+  return stamp_->operation != Operation::kBroadcast || rank == stamp_->root;
+}
+
+bool Direct::takes(int rank) const {
+  return stamp_->operation != Operation::kReduce || rank == stamp_->root;
+}
+
+std::size_t Direct::input_bytes(std::size_t count) const {
+  return count * width_ * (parted() ? size_ : 1);
+}
+
+void Direct::run(const Stamp& stamp, const Arguments& arguments) {
   stamp_ = &stamp;
-  epilogue_ = &epilogue;
+  call_ = &arguments;
   width_ = size_of(stamp.dtype);
-  bytes_ = stamp.count * width_;
-  Entry& own = memory_.own();
-  const bool tiny = bytes_ <= Entry::kTiny;
-  if (tiny) {
-    if (bytes_ > 0) std::memcpy(own.payload(bytes_), data_, bytes_);
-  } else {
-    own.input = memory_.token(data_, bytes_);
-    own.output = memory_.token(out_, bytes_);
-  }
-  memory_.post(*stamp_);
-  memory_.await_entries(*stamp_);
-  if (tiny) return add_entries();
-  for (int peer = 0; peer < size_; ++peer) {
-    const Entry& entry = memory_.entry(peer);
-    if (entry.input == SharedMemory::kPrivate || entry.output == SharedMemory::kPrivate) {
-      return run_staged();
-    }
-  }
-  run_in_place();
+  scales_.clear();
+  if (input_bytes(stamp.count) <= Entry::kTiny) return run_posted();
+
+  Buffers& own = memory_.own().buffers;
+  own.input = memory_.token(call_->data, input_bytes(stamp.count));
+  own.output = memory_.token(call_->out, stamp.count * width_);
+  own.scale = call_->scale;
+  memory_.enter(stamp);
+  visible() ? run_in_place() : run_staged();
 }
 
-void DirectAllReduce::add_entries() {
-  for (int peer = 0; peer < size_; ++peer) parts_[peer] = memory_.entry(peer).payload(bytes_);
-  void* const out = out_;
-  combine(stamp_->dtype, stamp_->redop, parts_, {&out, 1}, stamp_->count);
-  complete(out_, 0, stamp_->count);
+// Each rank has all inputs before it, and works out the whole of what it wants.
+void Direct::run_posted() {
+  const std::size_t bytes = input_bytes(stamp_->count);
+  if (gives(rank_)) give(memory_.own().payload(bytes), 0, stamp_->count);
+  memory_.enter(*stamp_);
+  if (bytes == 0) return;
+  see(0, stamp_->count, [&](int peer) { return memory_.entry(peer).payload(bytes); });
+  if (takes(rank_)) take(0, stamp_->count);
 }
 
-void DirectAllReduce::run_in_place() {
-  origin_ = 0;
+bool Direct::visible() {
   for (int peer = 0; peer < size_; ++peer) {
-    inputs_[peer] = memory_.at(memory_.entry(peer).input);
-    outputs_[peer] = memory_.at(memory_.entry(peer).output);
+    const Buffers& theirs = memory_.entry(peer).buffers;
+    if (gives(peer) && theirs.input == SharedMemory::kPrivate) return false;
+    if (one_result() && takes(peer) && theirs.output == SharedMemory::kPrivate) return false;
   }
-  if (memory_.crowded() && bytes_ < kFixedSlices) {
+  return true;
+}
+
+void Direct::run_in_place() {
+  const auto buffers = [&](int peer) -> const Buffers& { return memory_.entry(peer).buffers; };
+  bool scaled = false;
+  for (int peer = 0; peer < size_; ++peer) scaled |= buffers(peer).scale != 1;
+  for (int peer = 0; scaled && peer < size_; ++peer) scales_.push_back(buffers(peer).scale);
+  see(0, stamp_->count, [&](int peer) { return memory_.at(buffers(peer).input); });
+  results_.clear();
+  for (int peer = 0; one_result() && peer < size_; ++peer) {
+    if (takes(peer)) results_.push_back(memory_.at(buffers(peer).output));
+  }
+
+  if (!one_result()) {
+    take(0, stamp_->count);
+  } else if (memory_.crowded() && stamp_->count * width_ < kFixedSlices) {
     // Whoever is on a core takes the next piece.
     const std::size_t piece = kPieceBytes / width_;
     for (;;) {
@@ -72,66 +96,125 @@ void DirectAllReduce::run_in_place() {
       reduce(begin, std::min(piece, stamp_->count - begin));
     }
   } else {
-    reduce_slice(0, stamp_->count);
+    slice(0, stamp_->count);
   }
   memory_.meet(*stamp_);
 }
 
-// One meeting a window: while a window is reduced, the next is already copied in.
-void DirectAllReduce::run_staged() {
-  const std::size_t window = SharedMemory::kStagingBytes / width_;
+// One meeting a window: while a window is worked on, the next is already copied in.
+void Direct::run_staged() {
+  const std::size_t window =
+      std::max<std::size_t>(1, SharedMemory::kStagingBytes / input_bytes(kGrain)) * kGrain;
   const std::size_t windows = (stamp_->count + window - 1) / window;
   const auto length = [&](std::size_t w) { return std::min(window, stamp_->count - w * window); };
-  const auto copy_in = [&](std::size_t w) {
-    std::memcpy(memory_.staging(rank_, static_cast<int>(w % 2)), data_ + w * window * width_,
-                length(w) * width_);
+  const auto half = [](std::size_t w) { return static_cast<int>(w % 2); };
+  const auto give_window = [&](std::size_t w) {
+    if (gives(rank_)) give(memory_.staging(rank_, half(w)), w * window, length(w));
   };
-  copy_in(0);
+  // Of two ranks each reads the other's half as fast as it would read a result.
+  const bool sliced = one_result() && (size_ > 2 || call_->epilogue);
+
+  give_window(0);
   memory_.meet(*stamp_);
   for (std::size_t w = 0; w < windows; ++w) {
-    const int half = static_cast<int>(w % 2);
-    for (int peer = 0; peer < size_; ++peer) inputs_[peer] = memory_.staging(peer, half);
-    outputs_ = inputs_;
-    origin_ = w * window;
-    reduce_slice(w * window, length(w));
-    if (w + 1 < windows) copy_in(w + 1);
+    see(w * window, length(w), [&](int peer) { return memory_.staging(peer, half(w)); });
+    if (sliced) {
+      results_.clear();
+      for (int peer = 0; peer < size_; ++peer) {
+        if (takes(peer)) results_.push_back(memory_.staging(peer, half(w)));
+      }
+      slice(w * window, length(w));
+    } else if (takes(rank_)) {
+      take(w * window, length(w));
+    }
+    if (w + 1 < windows) give_window(w + 1);
     memory_.meet(*stamp_);
-    std::memcpy(out_ + w * window * width_, inputs_[rank_], length(w) * width_);
+    if (sliced && takes(rank_)) {
+      copy_bytes(static_cast<std::byte*>(call_->out) + w * window * width_,
+                 memory_.staging(rank_, half(w)), length(w) * width_);
+    }
   }
 }
 
-// This rank's share of the elements [begin, begin + count).
-void DirectAllReduce::reduce_slice(std::size_t begin, std::size_t count) {
+// The elements [begin, begin + count) of each block of this rank's input.
+void Direct::give(std::byte* to, std::size_t begin, std::size_t count) {
+  const auto* const data = static_cast<const std::byte*>(call_->data);
+  for (int block = 0; block < (parted() ? size_ : 1); ++block) {
+    multiply(stamp_->dtype, to + block * count * width_,
+             data + (block * stamp_->count + begin) * width_, count, call_->scale);
+  }
+}
+
+// From here on inputs are `where(rank)`: the elements [begin, begin + count) of each block.
+template <class Where>
+void Direct::see(std::size_t begin, std::size_t count, Where where) {
+  origin_ = begin;
+  const std::size_t skip = parted() ? rank_ * count * width_ : 0;
+  for (int peer = 0; peer < size_; ++peer) {
+    if (gives(peer)) inputs_[peer] = where(peer) + skip;
+  }
+}
+
+// This rank's share of the elements [begin, begin + count) of the one result.
+void Direct::slice(std::size_t begin, std::size_t count) {
   const std::size_t grains = (count + kGrain - 1) / kGrain;
   const std::size_t first = std::min(count, grains * rank_ / size_ * kGrain);
   const std::size_t last = std::min(count, grains * (rank_ + 1) / size_ * kGrain);
+  reduce_all(begin + first, last - first);
+}
+
+void Direct::reduce_all(std::size_t begin, std::size_t count) {
   const std::size_t piece = kPieceBytes / width_;
-  for (std::size_t at = first; at < last; at += piece) {
-    reduce(begin + at, std::min(piece, last - at));
+  for (std::size_t at = 0; at < count; at += piece) {
+    reduce(begin + at, std::min(piece, count - at));
   }
 }
 
-void DirectAllReduce::reduce(std::size_t begin, std::size_t count) {
-  const std::size_t skip = begin - origin_;
-  for (int peer = 0; peer < size_; ++peer) {
-    parts_[peer] = inputs_[peer] + skip * width_;
-    outs_[peer] = outputs_[peer] + skip * width_;
-  }
-  if (!*epilogue_ && stamp_->redop != RedOp::kMean) {
-    combine(stamp_->dtype, stamp_->redop, parts_, outs_, count);
+// Combines the elements [begin, begin + count) of all inputs, into all results.
+void Direct::reduce(std::size_t begin, std::size_t count) {
+  const std::size_t skip = (begin - origin_) * width_;
+  for (int peer = 0; peer < size_; ++peer) parts_[peer] = inputs_[peer] + skip;
+  outs_.clear();
+  for (std::byte* result : results_) outs_.push_back(result + skip);
+  if (!call_->epilogue && stamp_->redop != RedOp::kMean) {
+    combine(stamp_->dtype, stamp_->redop, parts_, outs_, count, scales_);
     return;
   }
-  void* const own = outs_[rank_];
-  combine(stamp_->dtype, stamp_->redop, parts_, {&own, 1}, count);
-  complete(own, begin, count);
-  for (void* out : outs_) {
-    if (out != own) std::memcpy(out, own, count * width_);
+  void* const first = outs_.size() > 1 ? outs_[rank_] : outs_[0];
+  combine(stamp_->dtype, stamp_->redop, parts_, {&first, 1}, count, scales_);
+  complete(first, begin, count);
+  for (void* out : outs_) copy_bytes(out, first, count * width_);
+}
+
+// All of what this rank wants of the elements [begin, begin + count), into its `out`.
+void Direct::take(std::size_t begin, std::size_t count) {
+  auto* const out = static_cast<std::byte*>(call_->out);
+  switch (stamp_->operation) {
+    case Operation::kBroadcast:
+      return take_from(stamp_->root, out, begin, count);
+    case Operation::kAllGather:
+    case Operation::kAllToAll:
+      for (int step = 0; step < size_; ++step) {
+        const int peer = (rank_ + step) % size_;  // no two ranks read the same one at once
+        take_from(peer, out + peer * stamp_->count * width_, begin, count);
+      }
+      return;
+    default:
+      results_.assign(1, out + origin_ * width_);
+      return reduce_all(begin, count);
   }
 }
 
-void DirectAllReduce::complete(void* done, std::size_t begin, std::size_t count) {
+void Direct::take_from(int peer, std::byte* to, std::size_t begin, std::size_t count) {
+  copy_bytes(to + begin * width_, inputs_[peer] + (begin - origin_) * width_, count * width_);
+}
+
+void Direct::complete(void* done, std::size_t begin, std::size_t count) {
   if (stamp_->redop == RedOp::kMean) divide(stamp_->dtype, done, count, size_);
-  if (*epilogue_ && count > 0) (*epilogue_)(done, begin, count);
+  if (!call_->epilogue || count == 0) return;
+  // The offset is in the whole input, of which reduce-scatter's result is block `rank`.
+  const std::size_t block = parted() ? rank_ * stamp_->count : 0;
+  call_->epilogue(done, block + begin, count);
 }
 
 }  // namespace dpcomm

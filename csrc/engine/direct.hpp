@@ -3,47 +3,62 @@
 #include <cstddef>
 #include <vector>
 
-#include "engine/execute.hpp"
+#include "engine/arguments.hpp"
 #include "transport/shared_memory.hpp"
 
 namespace dpcomm {
 
-// The round-robin all-reduce where ranks see each other's memory: each reads its shard of all N
-// buffers and writes the result to all N, in one pass and between two meetings. A line that is
-// written has been read, so no store waits for memory to be fetched. Buffers that peers cannot see
-// go window by window through staging memory that they can; a tiny buffer is posted whole, and
-// every rank adds all of them up. Additions are in the order of ranks, so that all of these, and
-// the rounds of messages, give the same bits.
-class DirectAllReduce {
+// Every collective where ranks see each other's memory: one pass over the peers' buffers, between
+// two meetings. A sum that several ranks want is worked out in slices, each by one rank, which
+// reads the slice of all inputs and writes it to all results: a line that is written has been read,
+// so no store waits for memory to be fetched. In all others each rank reads what it wants.
+//
+// Inputs that peers cannot see go window by window through staging memory that they can; tiny ones
+// are posted whole. Additions are in the order of ranks, so that all of these, and the rounds of
+// messages of the same name, give the same bits.
+class Direct {
  public:
-  DirectAllReduce(SharedMemory& memory, int rank, int size);
+  Direct(SharedMemory& memory, int rank, int size);
 
-  // `out` may equal `data`.
-  void run(const void* data, void* out, const Stamp& stamp, const Epilogue& epilogue);
+  // The operation of the stamp; see Communicator for what each one reads and writes.
+  void run(const Stamp& stamp, const Arguments& arguments);
 
  private:
-  void add_entries();
+  bool parted() const;         // an input has a block for each rank
+  bool one_result() const;     // which is the same wherever it is wanted
+  bool gives(int rank) const;  // has an input
+  bool takes(int rank) const;  // wants the result
+
+  void run_posted();
   void run_in_place();
   void run_staged();
-  void reduce_slice(std::size_t begin, std::size_t count);
+  bool visible();
+  std::size_t input_bytes(std::size_t count) const;
+  void give(std::byte* to, std::size_t begin, std::size_t count);
+  template <class Where>
+  void see(std::size_t begin, std::size_t count, Where where);
+
+  void slice(std::size_t begin, std::size_t count);
+  void reduce_all(std::size_t begin, std::size_t count);
   void reduce(std::size_t begin, std::size_t count);
-  void complete(void* done, std::size_t begin, std::size_t count);
+  void take(std::size_t begin, std::size_t count);
+  void take_from(int peer, std::byte* to, std::size_t begin, std::size_t count);
+  void complete(void* done, std::size_t offset, std::size_t count);
 
   SharedMemory& memory_;
   int rank_;
   int size_;
 
   // Of the present call.
-  const std::byte* data_ = nullptr;
-  std::byte* out_ = nullptr;
   const Stamp* stamp_ = nullptr;
-  const Epilogue* epilogue_ = nullptr;
-  std::size_t width_ = 0;  // bytes of an element
-  std::size_t bytes_ = 0;
-  // What is reduced, of all ranks, and the element of the whole at which it begins.
-  std::vector<std::byte*> inputs_;
-  std::vector<std::byte*> outputs_;
-  std::size_t origin_ = 0;
+  const Arguments* call_ = nullptr;
+  std::size_t width_ = 0;                 // bytes of an element
+  std::size_t origin_ = 0;                // the element at which inputs_ and results_ begin
+  std::vector<const std::byte*> inputs_;  // [rank], of the block that this rank reads
+  std::vector<std::byte*> results_;       // of each rank that takes the one result
+  std::vector<double> scales_;            // [rank], where inputs_ are not yet scaled
+
+  // Of a piece.
   std::vector<const void*> parts_;
   std::vector<void*> outs_;
 };

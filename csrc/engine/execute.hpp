@@ -1,18 +1,13 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 #include <vector>
 
+#include "engine/arguments.hpp"
 #include "schedule/schedule.hpp"
 #include "transport/transport.hpp"
 
 namespace dpcomm {
-
-// Called once for every element on the ranks that complete it, before it is sent on: the completed
-// elements, where they begin in the whole buffer, and their number. Ranks that complete the same
-// elements must change them alike.
-using Epilogue = std::function<void(void* data, std::size_t offset, std::size_t count)>;
 
 // The buffer that a schedule runs over.
 struct Buffer {

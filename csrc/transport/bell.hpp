@@ -38,7 +38,7 @@ class Patience {
 
  private:
   static constexpr int kSpins = 2000;
-  static constexpr int kYields = 5;
+  static constexpr int kYields = 20;  // each hands the core to the next rank that shares it
   int spins_;
   int looks_ = 0;
 };

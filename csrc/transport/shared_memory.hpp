@@ -8,17 +8,25 @@
 
 namespace dpcomm {
 
+// Where a rank's data lies, as SharedMemory's tokens, and what it is to be multiplied by.
+struct Buffers {
+  std::uint64_t input = 0;
+  std::uint64_t output = 0;
+  double scale = 1;
+};
+
 // What a rank posts at the start of a direct collective. The first line holds all that a short one
 // needs: one cache miss a peer.
 struct alignas(64) Entry {
-  static constexpr std::size_t kShort = 32;
+  static constexpr std::size_t kShort = 48;
   static constexpr std::size_t kTiny = 4096;
 
   std::atomic<std::uint64_t> posted{0};  // which direct collective, from 1
   std::uint64_t fingerprint = 0;         // of the stamp
-  std::uint64_t input = 0;               // tokens of the buffers, see SharedMemory
-  std::uint64_t output = 0;
-  std::byte line[kShort] = {};
+  union {
+    std::byte line[kShort] = {};
+    Buffers buffers;  // where the payload is not posted
+  };
   alignas(64) Stamp stamp;  // read when fingerprints differ
   alignas(64) std::byte data[kTiny] = {};
 
@@ -26,9 +34,9 @@ struct alignas(64) Entry {
 };
 
 // Ranks that read and write each other's memory. A direct collective of every rank is: fill own(),
-// post(), await_entries(), work, and meet() where others' memory must be left alone again. Entries
-// are used in turns of two: who has seen all entries of one collective knows that everybody is done
-// with those of the one before.
+// enter(), work, and meet() where others' memory must be left alone again. Entries are used in
+// turns of two: who has seen all entries of one collective knows that everybody is done with those
+// of the one before.
 class SharedMemory {
  public:
   static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
@@ -39,9 +47,9 @@ class SharedMemory {
   virtual std::byte* at(std::uint64_t token) const = 0;
 
   virtual Entry& own() = 0;  // of the next direct collective
-  virtual void post(const Stamp& stamp) = 0;
-  // Returns when all ranks have posted. Raises what Transport::exchange raises.
-  virtual void await_entries(const Stamp& stamp) = 0;
+  // Posts own(), and returns when all ranks have posted theirs. Raises what Transport::exchange
+  // raises.
+  virtual void enter(const Stamp& stamp) = 0;
   virtual Entry& entry(int rank) = 0;  // of the present direct collective
   virtual void meet(const Stamp& stamp) = 0;
   // 0, 1, 2, … over all ranks, from 0 in each direct collective.

@@ -251,26 +251,22 @@ std::byte* ShmTransport::at(std::uint64_t token) const {
   return threads_ ? reinterpret_cast<std::byte*>(token) : segment_->base() + token;
 }
 
-void ShmTransport::post(const Stamp& stamp) {
-  Member& self = segment_->member(rank());
+void ShmTransport::enter(const Stamp& stamp) {
   check_failure();
-  self.doing.store(pack_doing(stamp), std::memory_order_relaxed);
-  Entry& entry = own();
-  entry.fingerprint = fingerprint(stamp);
-  entry.stamp = stamp;
+  segment_->member(rank()).doing.store(pack_doing(stamp), std::memory_order_relaxed);
+  const std::uint64_t expected = fingerprint(stamp);
+  Entry& mine = own();
+  mine.fingerprint = expected;
+  mine.stamp = stamp;
   ++directs_;
   // Nobody takes tickets of the next collective before this post, nor of the last one after it.
   if (rank() == 0) segment_->tickets().next[(directs_ + 1) % 2].store(0, std::memory_order_relaxed);
-  entry.posted.store(directs_);
-  ring_all();
-}
-
-void ShmTransport::await_entries(const Stamp& stamp) {
+  mine.posted.store(directs_);
+  arrive(directs_ + meetings_);
   await_all(stamp, directs_,
             [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).entries[number % 2].posted;
             });
-  const std::uint64_t expected = fingerprint(stamp);
   for (int peer = 0; peer < size(); ++peer) {
     if (entry(peer).fingerprint != expected) {
       check_same(stamp, 0, {entry(peer).stamp, 0}, job_rank(peer));
@@ -280,11 +276,18 @@ void ShmTransport::await_entries(const Stamp& stamp) {
 
 void ShmTransport::meet(const Stamp& stamp) {
   segment_->board(rank()).met.store(++meetings_);
-  ring_all();
+  arrive(directs_ + meetings_);
   await_all(stamp, meetings_,
             [](Segment& segment, int peer, std::uint64_t) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).met;
             });
+}
+
+// Only the last to come wakes the others: whoever is woken finds all of them there.
+void ShmTransport::arrive(std::uint64_t gathering) {
+  if (!segment_->crowded()) return ring_all();
+  const std::uint64_t arrived = segment_->tickets().arrived.fetch_add(1) + 1;
+  if (arrived == gathering * size()) ring_all();
 }
 
 void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,

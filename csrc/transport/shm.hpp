@@ -28,8 +28,7 @@ class ShmTransport final : public Transport, public SharedMemory {
   std::uint64_t token(const void* data, std::size_t bytes) const override;
   std::byte* at(std::uint64_t token) const override;
   Entry& own() override { return segment_->board(rank()).entries[(directs_ + 1) % 2]; }
-  void post(const Stamp& stamp) override;
-  void await_entries(const Stamp& stamp) override;
+  void enter(const Stamp& stamp) override;
   Entry& entry(int peer) override { return segment_->board(peer).entries[directs_ % 2]; }
   void meet(const Stamp& stamp) override;
   std::uint64_t take_ticket() override { return segment_->tickets().next[directs_ % 2]++; }
@@ -58,6 +57,7 @@ class ShmTransport final : public Transport, public SharedMemory {
   void wait(const Stamp& stamp, LookFn look, PeersFn peers);
   void await_all(const Stamp& stamp, std::uint64_t target,
                  std::atomic<std::uint64_t>& (*counter)(Segment&, int, std::uint64_t));
+  void arrive(std::uint64_t gathering);  // at the so many-th of all meetings and entries
   void ring_all();
   bool move_all(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives);

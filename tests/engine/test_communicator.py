@@ -82,6 +82,41 @@ def test_a_nan_wins_over_every_number(op):
     assert all(np.isnan(result).all() for result in results(run_threads(3, body)))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("algorithm", _core.algorithms())
+@pytest.mark.parametrize("count", [5, 3000])
+def test_a_scaled_sum_is_the_sum_of_products_rounded_to_the_dtype(dtype, algorithm, count):
+    """So it has the bits of a sum of arrays that were scaled before."""
+    size = 3
+
+    def body(comm):
+        given, scale = part(comm.rank, count, dtype), 1 / (comm.rank + 3)
+        wide = np.float64 if dtype == "float64" else np.float32
+        product = (given.astype(wide) * wide(scale)).astype(dtype)
+        before = given.copy()
+        scaled = comm.all_reduce(given, algo=algorithm, scale=scale, out=np.empty_like(given))
+        assert (given == before).all()
+        return scaled, comm.all_reduce(product, algo=algorithm)
+
+    for scaled, expected in results(run_threads(size, body)):
+        assert scaled.tobytes() == expected.tobytes()
+
+
+def test_scaled_parts_and_a_scaled_sum_at_the_root_are_those_of_all_reduce():
+    def body(comm):
+        given, scale = part(comm.rank, 3000), 0.1 + comm.rank
+        whole = comm.all_reduce(given.copy(), scale=scale)
+        shard = comm.reduce_scatter(given, scale=scale)
+        assert shard.tobytes() == whole[1000 * comm.rank :][:1000].tobytes()
+        ring = comm.all_reduce(given.copy(), scale=scale, algo="ring")
+        parts = comm.reduce_scatter(given, scale=scale, algo="ring")
+        np.testing.assert_allclose(parts, ring[1000 * comm.rank :][:1000], rtol=1e-5, atol=1e-6)
+        rooted = comm.reduce(given.copy(), scale=scale, root=2)
+        return comm.rank != 2 or rooted.tobytes() == whole.tobytes()
+
+    assert all(results(run_threads(3, body)))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_other_collectives_equal_numpy(size):
     def body(comm):
@@ -216,6 +251,8 @@ def test_the_epilogue_sees_every_element_of_the_sum_once_and_changes_all_copies(
         (lambda comm: comm.all_reduce(np.ones(2), op="prod"), "op 'prod' is unknown"),
         (lambda comm: comm.all_reduce(np.ones(2), algo="rings"), "algorithm 'rings' is unknown"),
         (lambda comm: comm.all_reduce(np.ones(2), out=np.ones(3)), "out is float64 .3,."),
+        (lambda comm: comm.all_reduce(np.ones(2, int), scale=2), "scale=2 with op='sum' of int64"),
+        (lambda comm: comm.all_reduce(np.ones(2), op="max", scale=2), "scale=2 with op='max'"),
         (lambda comm: comm.reduce_scatter(np.ones(3)), "leaves a rest"),
         (lambda comm: comm.broadcast(np.ones(2), root=2), "root 2 is no rank"),
     ],

@@ -54,6 +54,41 @@ def check_registered(comm: dpcomm.Communicator, count: int, mixed: bool) -> None
     assert comm.all_reduce(given, algo=algo).tobytes() == private.tobytes()
 
 
+def check_others(comm: dpcomm.Communicator, count: int, registered: bool) -> None:
+    """The other collectives, from memory that peers see or do not see; small integers are exact."""
+    size, rank = comm.size, comm.rank
+    whole = np.stack(
+        [np.random.default_rng([r, count]).integers(0, 9, size * count) for r in range(size)]
+    ).astype(np.float32)
+
+    def array(values: np.ndarray) -> np.ndarray:
+        made = comm.empty(values.shape) if registered else np.empty_like(values)
+        made[:] = values
+        return made
+
+    own, mine = array(whole[rank]), slice(rank * count, (rank + 1) * count)
+    total, root = whole.sum(0), size - 1
+    assert (comm.reduce_scatter(own) == total[mine]).all()
+    assert (comm.reduce_scatter(own, op="max") == whole.max(0)[mine]).all()
+    assert (comm.all_to_all(own) == whole.reshape(size, size, count)[:, rank].ravel()).all()
+    assert (comm.all_gather(own) == whole.ravel()).all()
+    assert (comm.reduce(own, root=root) == (total if rank == root else whole[rank])).all()
+    own[:] = whole[rank]
+    comm.reduce_scatter(own, out=own[mine], op="mean")
+    assert np.allclose(own[mine], total[mine] / size)
+    own[:] = whole[rank]
+    diagonal = whole.reshape(size, size, count)[range(size), range(size)]
+    assert (comm.all_gather(own[mine], out=own) == diagonal.ravel()).all()
+    own[:] = whole[rank]
+    scales = 1 + np.arange(size)
+    assert (comm.all_reduce(own, scale=1.0 + rank) == scales @ whole).all()
+    assert (comm.broadcast(own * (rank + 1), root=root) == size * (scales @ whole)).all()
+    assert (
+        comm.reduce(array(whole[rank]), root=0, scale=0.5)[:9]
+        == (total / 2 if rank == 0 else whole[rank])[:9]
+    ).all()
+
+
 def main() -> None:
     for transport in ("shm", "mpi"):
         comm = dpcomm.init(transport)
@@ -64,6 +99,7 @@ def main() -> None:
         for mixed in (False, True):
             for count in COUNTS:
                 check_registered(comm, count, mixed)
+                check_others(comm, min(count, 300_003), registered=mixed)
         half = comm.split(comm.rank % 2)
         assert comm.size == 1 or half.transport == comm.transport
         alike = range(comm.rank % 2, comm.size, 2)

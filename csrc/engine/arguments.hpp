@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+
+#include "base/device.hpp"
+#include "base/dtype.hpp"
+#include "schedule/schedule.hpp"
+
+namespace dpcomm {
+
+// Called once for every element on the ranks that complete it, before it is sent on: the completed
+// elements, where they begin in the whole buffer, and their number. Ranks that complete the same
+// elements must change them alike.
+using Epilogue = std::function<void(void* data, std::size_t offset, std::size_t count)>;
+
+// What a collective is called with; each one says which members it reads.
+struct Arguments {
+  const void* data = nullptr;
+  void* out = nullptr;  // may equal data
+  std::size_t count = 0;
+  DType dtype = DType::kFloat32;
+  RedOp redop = RedOp::kSum;
+  int root = 0;
+  std::optional<Algorithm> algorithm = {};  // none: ours to choose
+  // A sum is of scale * data, each rank with a scale of its own; see multiply() for the rounding.
+  double scale = 1;
+  Epilogue epilogue = {};
+};
+
+}  // namespace dpcomm
