@@ -33,6 +33,8 @@ OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather")
 # errs; long, where bytes do.
 _SIZES = (8, 2 << 10, 32 << 10, 256 << 10, 2 << 20)
 _BUDGET = 1.5  # seconds of timing, shared by operations, algorithms and sizes
+_SAMPLE = 5e-4  # seconds of one sample
+_WORTH = 0.9  # of the time of the untuned choice: what is hardly faster does not replace it
 _HOPELESS = 4.0  # times the best estimate: not timed
 _DTYPES = {  # name -> bytes of an element
     "float64": 8,
@@ -71,6 +73,7 @@ class Tuning:
     gamma: dict[str, float]  # seconds a byte added, by data type
     timings: tuple[Timing, ...]
     refused: tuple[str, ...]  # algorithms that gave a wrong result here
+    untuned: dict[str, tuple[str, ...]]  # by operation, for each size of the table
 
     def model(self, operation: str, algorithm: str, size: int, dtype: str = "float32") -> float:
         """Seconds by the model alone, for a buffer of `size` bytes."""
@@ -97,11 +100,18 @@ class Tuning:
         return self.model(operation, algorithm, size, dtype) * float(correction)
 
     def choices(self, operation: str, dtype: str) -> list[tuple[int, str]]:
-        """The fastest algorithm up to how many bytes, rising; empty where nothing was timed."""
+        """The fastest algorithm up to how many bytes, rising; empty where nothing was timed.
+
+        The untuned choice stays where nothing is clearly faster.
+        """
         algorithms = sorted({t.algorithm for t in self.timings if t.operation == operation})
         found: list[tuple[int, str]] = []
         for size in _LADDER if algorithms else ():
-            best = min(algorithms, key=lambda name: self.estimate(operation, name, size, dtype))
+            times = {name: self.estimate(operation, name, size, dtype) for name in algorithms}
+            best = min(times, key=times.__getitem__)
+            usual = self.untuned[operation][_LADDER.index(size)]
+            if times[best] > _WORTH * times.get(usual, np.inf):
+                best = usual
             if found and found[-1][1] == best:
                 found.pop()
             found.append((size, best))
@@ -122,8 +132,11 @@ def tune(comm: Communicator, fresh: bool = False) -> Tuning:
     """Finds the tuning of this communicator and applies it. Collective."""
     found = find(comm, fresh)
     for operation in OPERATIONS:
+        # The core counts a shard where the table counts the whole buffer.
+        parts = 1 if operation == "all_reduce" else comm.size
         for dtype in _DTYPES:
-            comm.core.tune(operation, dtype, found.choices(operation, dtype))
+            choices = [(up_to // parts, name) for up_to, name in found.choices(operation, dtype)]
+            comm.core.tune(operation, dtype, choices)
     return found
 
 
@@ -189,12 +202,8 @@ def _measure(comm: Communicator) -> Tuning:
         name: _agreed(comm, _core.seconds_to_add(name, 64 << 10) / (64 << 10)) for name in _DTYPES
     }
     names = {operation: candidates(comm, operation) for operation in OPERATIONS}
-    plan = {(op, name): [] for op in OPERATIONS for name in names[op]}  # type: ignore[var-annotated]
-    refused = []
-    for op, name in list(plan):
-        if not _is_right(comm, op, name):
-            refused.append(f"{op} {name}")
-            del plan[op, name]
+    every = [(op, name) for op in OPERATIONS for name in names[op]]
+    plan = [(op, name) for op, name in every if _is_right(comm, op, name)]
 
     fit = Tuning(
         version=dpcomm.__version__,
@@ -207,20 +216,21 @@ def _measure(comm: Communicator) -> Tuning:
         beta=1e-10,
         gamma=gamma,
         timings=(),
-        refused=tuple(refused),
+        refused=tuple(f"{op} {name}" for op, name in every if (op, name) not in plan),
+        untuned={op: tuple(comm.core.untuned(op, size) for size in _LADDER) for op in OPERATIONS},
     )
     for index, size in enumerate(_SIZES):
-        share = _BUDGET / len(_SIZES)
+        rivals = {}
         for op in OPERATIONS:
-            rivals = [name for operation, name in plan if operation == op]
-            guess = {name: fit.model(op, name, size) for name in rivals}
-            for name in rivals:
-                # Until α and β are fitted the model knows no hopeless ones.
-                if index > 1 and guess[name] > _HOPELESS * min(guess.values()):
-                    continue
-                seconds = _time(comm, op, name, size, share / len(plan))
-                plan[op, name].append(Timing(op, name, size, seconds))
-        timings = tuple(timing for own in plan.values() for timing in own)
+            guess = {name: fit.model(op, name, size) for kind, name in plan if kind == op}
+            # Until α and β are fitted the model knows no hopeless ones.
+            limit = _HOPELESS * min(guess.values(), default=0) if index > 1 else np.inf
+            rivals.update({(op, name): size for name in guess if guess[name] <= limit})
+        seconds = _time(comm, rivals)
+        timings = (
+            *fit.timings,
+            *(Timing(op, name, size, seconds[op, name]) for op, name in rivals),
+        )
         fit = _fitted(fit, timings)
     return fit
 
@@ -255,10 +265,6 @@ def _fields(tuning: Tuning) -> dict[str, Any]:
     return {name: getattr(tuning, name) for name in Tuning.__dataclass_fields__}
 
 
-def _call(comm: Communicator, operation: str, algorithm: str, data: Any, out: Any) -> None:
-    getattr(comm, operation)(data, algo=algorithm, out=out)
-
-
 def _arrays(comm: Communicator, operation: str, count: int) -> tuple[Any, Any]:
     """Input and output whose longer one has `count` elements, a multiple of the ranks."""
     shard = count // comm.size
@@ -278,7 +284,7 @@ def _is_right(comm: Communicator, operation: str, algorithm: str) -> bool:
     data, out = _arrays(comm, operation, count)
     parts = [np.arange(data.size) % 13 + rank for rank in range(comm.size)]
     data[:] = parts[comm.rank]
-    _call(comm, operation, algorithm, data, out)
+    getattr(comm, operation)(data, algo=algorithm, out=out)
     expected = np.concatenate(parts) if operation == "all_gather" else np.sum(parts, axis=0)
     if operation == "reduce_scatter":
         expected = np.split(expected, comm.size)[comm.rank]
@@ -286,26 +292,34 @@ def _is_right(comm: Communicator, operation: str, algorithm: str) -> bool:
     return bool(comm.all_reduce(right, op="min")[0])
 
 
-def _time(comm: Communicator, operation: str, algorithm: str, size: int, budget: float) -> float:
-    """Seconds of one call: the median of the slowest rank's, of as many as the budget buys."""
-    count = max(1, size // 4 // comm.size) * comm.size
-    data, out = _arrays(comm, operation, count)
-    data[:] = 0
-    seconds: list[float] = []
-    spent = 0.0
-    calls = 1
-    while spent < budget and len(seconds) < 20:
-        comm.barrier()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            _call(comm, operation, algorithm, data, out)
-        took = _agreed(comm, time.perf_counter() - begin)
-        spent += took
-        if took < budget / 20 and calls < 1024:
-            calls *= 4  # too short for the clock
-            continue
-        seconds.append(took / calls)
-    return float(np.median(seconds)) if seconds else took / calls
+def _time(comm: Communicator, rivals: dict[tuple[str, str], int]) -> dict[tuple[str, str], float]:
+    """Seconds of one call of each, by operation and algorithm, for its bytes.
+
+    The least of several samples of the slowest rank, taken in turns: what else the machine does
+    only ever adds to a time.
+    """
+    arrays = {
+        (op, name): _arrays(comm, op, max(1, size // 4 // comm.size) * comm.size)
+        for (op, name), size in rivals.items()
+    }
+    least = dict.fromkeys(rivals, np.inf)
+    calls = dict.fromkeys(rivals, 1)
+    for data, _ in arrays.values():
+        data[:] = 0
+    until = time.perf_counter() + _BUDGET / len(_SIZES)
+    samples = 0
+    while samples < 3 or _agreed(comm, time.perf_counter()) < _agreed(comm, until):
+        samples += 1
+        for key, (data, out) in arrays.items():
+            comm.barrier()
+            begin = time.perf_counter()
+            for _ in range(calls[key]):
+                getattr(comm, key[0])(data, algo=key[1], out=out)
+            took = _agreed(comm, time.perf_counter() - begin)
+            least[key] = min(least[key], took / calls[key])
+            if took < _SAMPLE and calls[key] < 256:
+                calls[key] *= 4  # too short for the clock
+    return least
 
 
 def _agreed(comm: Communicator, seconds: float) -> float:
