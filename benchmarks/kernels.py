@@ -3,7 +3,8 @@
     python benchmarks/kernels.py --json benchmarks/baselines/kernels.jsonl
 
 Peers are timed in turn with ours, round after round, so that a busy moment hits all of them alike;
-the time is the median round. `read` is a plain sum over the same buffer: what memory gives.
+the time is the median round. `read` is a plain sum over the same buffer: what memory gives. The
+last table holds what is promised against what was measured.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from step import Probe
 
 from dpcomm.privacy.clip import clip_sum
 from dpcomm.privacy.noise import add_noise_
@@ -41,20 +43,27 @@ class Record:
     ns_per_number: float
     cores: int
     load: float  # of the machine before the run: beyond 0, others took part
+    probe: float  # two threads against one: below 1.8, the cores were not ours alone
     machine: str
 
 
 def median_times(kernels: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Seconds a call of each kernel: one warm-up, then rounds over all of them."""
-    for kernel in kernels.values():
-        kernel()
+    """Seconds a call of each kernel, in rounds of a few calls of each.
+
+    Between two kernels comes a pause: the workers of OpenMP, which torch's kernels use, spin for a
+    while on the cores that others need, and the first call after it, which wakes workers, is not
+    timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in kernels}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(times))]) < 3:
+    while time.perf_counter() < end or len(times[next(iter(times))]) < 12:
         for name, kernel in kernels.items():
-            start = time.perf_counter()
+            time.sleep(0.02)
             kernel()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(4):
+                start = time.perf_counter()
+                kernel()
+                times[name].append(time.perf_counter() - start)
     return {name: statistics.median(rounds) for name, rounds in times.items()}
 
 
@@ -101,6 +110,7 @@ def noise_kernels(threads: int) -> dict[str, Callable[[], object]]:
 
 def measure(threads: int, seconds: float) -> list[Record]:
     torch.set_num_threads(threads)
+    faster = round(Probe()(), 2)
     cores, machine = len(os.sched_getaffinity(0)), platform.processor() or platform.machine()
     records = []
     for shape in SHAPES:
@@ -108,11 +118,11 @@ def measure(threads: int, seconds: float) -> list[Record]:
         for name, t in median_times(clip_kernels(grads, threads), seconds).items():
             gbs, ns = grads.nbytes / t / 1e9, t / grads.numel() * 1e9
             records.append(Record("clip_sum", name, shape, "float32", threads, t * 1e6, gbs, ns,
-                                  cores, LOAD, machine))  # fmt: skip
+                                  cores, LOAD, faster, machine))  # fmt: skip
     for name, t in median_times(noise_kernels(threads), seconds).items():
         gbs, ns = 8 * NUMBERS / t / 1e9, t / NUMBERS * 1e9
         records.append(Record("add_noise", name, (NUMBERS,), "float32", threads, t * 1e6, gbs, ns,
-                              cores, LOAD, machine))  # fmt: skip
+                              cores, LOAD, faster, machine))  # fmt: skip
     return records
 
 
@@ -124,6 +134,33 @@ def line(record: Record) -> str:
     )
 
 
+def promises(records: list[Record]) -> list[tuple[str, float, float]]:
+    """What is promised, what was measured and at least wanted."""
+    times = {(r.op, r.shape, r.threads, r.kernel): r.time_us for r in records}
+    found = []
+    for shape in SHAPES:
+        for threads in sorted({r.threads for r in records}):
+            of = {k: t for (op, s, n, k), t in times.items()
+                  if (op, s, n) == ("clip_sum", shape, threads)}  # fmt: skip
+            name = f"clip_sum {shape[0]} x {shape[1]}, {threads} thread(s)"
+            if shape != (256, 4737):
+                found.append((f"{name}: of a plain read", of["read"] / of["dpcomm"], 0.75))
+            for peer in ("norm and matvec", "per-parameter norms and einsum"):
+                wanted = 1.5 if threads == 1 else 2.0
+                found.append((f"{name}: times {peer}", of[peer] / of["dpcomm"], wanted))
+    one = {r.kernel: r.time_us for r in records if (r.op, r.threads) == ("add_noise", 1)}
+    two = {r.kernel: r.time_us for r in records if (r.op, r.threads) == ("add_noise", 2)}
+    for generator, wanted in (("philox", 3.5), ("chacha20", 2.8)):
+        ours = f"dpcomm {generator}"
+        if one:
+            ratio = one["torch.normal_"] / one[ours]
+            found.append((f"noise by {generator}, 1 thread: times torch.normal_", ratio, wanted))
+        if one and two:
+            ratio = one[ours] / two[ours]
+            found.append((f"noise by {generator}, 2 threads: times one", ratio, 1.8))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="records, one JSON object a line")
@@ -133,6 +170,10 @@ def main() -> None:
     records = [record for threads in args.threads for record in measure(threads, args.seconds)]
     for record in records:
         print(line(record))
+    print(f"\nprobe {records[0].probe}, load {LOAD}")
+    for name, ratio, wanted in promises(records):
+        verdict = "holds" if ratio >= wanted else "MISSED"
+        print(f"{name:76}{ratio:>6.2f}  wanted {wanted:<5} {verdict}")
     if args.json:
         with open(args.json, "w") as file:
             for record in records:

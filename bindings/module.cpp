@@ -10,6 +10,7 @@
 #include "sampling.hpp"
 #include "schedule.hpp"
 #include "step.hpp"
+#include "update.hpp"
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
@@ -23,4 +24,5 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_schedule(module);
   dpcomm::bind_communicator(module);
   dpcomm::bind_step(module);
+  dpcomm::bind_update(module);
 }

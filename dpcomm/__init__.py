@@ -25,12 +25,14 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dpcomm.comm import Communicator
+    from dpcomm.ghost import clip_linear
     from dpcomm.launch import init
     from dpcomm.privacy.clip import clip_sum
     from dpcomm.privacy.noise import add_noise_, new_key
     from dpcomm.privacy.plan import Plan
     from dpcomm.privacy.sampling import poisson_sample
     from dpcomm.privacy.step import PrivateStep
+    from dpcomm.privacy.update import adam_update_, sgd_update_
     from dpcomm.private import make_private
 
 __version__ = "0.1.0"
@@ -46,12 +48,15 @@ __all__ = [
     "TimeoutError",
     "UsageError",
     "accounting",
+    "adam_update_",
     "add_noise_",
+    "clip_linear",
     "clip_sum",
     "init",
     "make_private",
     "new_key",
     "poisson_sample",
+    "sgd_update_",
 ]
 
 # name -> the module that has it
@@ -65,12 +70,15 @@ _LATE = {
     "PrivateStep": "dpcomm.privacy.step",
     "TimeoutError": "dpcomm._core",
     "UsageError": "dpcomm._core",
+    "adam_update_": "dpcomm.privacy.update",
     "add_noise_": "dpcomm.privacy.noise",
+    "clip_linear": "dpcomm.ghost",
     "clip_sum": "dpcomm.privacy.clip",
     "init": "dpcomm.launch",
     "make_private": "dpcomm.private",
     "new_key": "dpcomm.privacy.noise",
     "poisson_sample": "dpcomm.privacy.sampling",
+    "sgd_update_": "dpcomm.privacy.update",
 }
 
 

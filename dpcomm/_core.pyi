@@ -10,6 +10,7 @@ import builtins
 import typing
 
 __all__: list[str] = [
+    "Adam",
     "Blocks",
     "Combine",
     "Communicator",
@@ -26,6 +27,7 @@ __all__: list[str] = [
     "Round",
     "Schedule",
     "Send",
+    "Sgd",
     "TimeoutError",
     "Transport",
     "UsageError",
@@ -47,6 +49,7 @@ __all__: list[str] = [
     "schedules",
     "set_log_rank",
     "shm_transport",
+    "update",
 ]
 
 class Error(RuntimeError):
@@ -411,6 +414,40 @@ class Communicator:
     @property
     def transport(self) -> str: ...
 
+class Sgd:
+    """
+    torch.optim.SGD without dampening.
+    """
+    def __init__(
+        self,
+        lr: typing.SupportsFloat | typing.SupportsIndex,
+        momentum: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        weight_decay: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        nesterov: bool = False,
+    ) -> None: ...
+
+class Adam:
+    """
+    torch.optim.Adam, and AdamW by decoupled_weight_decay.
+    """
+    def __init__(
+        self,
+        lr: typing.SupportsFloat | typing.SupportsIndex = 0.001,
+        beta1: typing.SupportsFloat | typing.SupportsIndex = 0.9,
+        beta2: typing.SupportsFloat | typing.SupportsIndex = 0.999,
+        eps: typing.SupportsFloat | typing.SupportsIndex = 1e-08,
+        weight_decay: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        decoupled_weight_decay: bool = False,
+        count: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> None: ...
+    @property
+    def count(self) -> int:
+        """
+        Of updates, with the next one.
+        """
+    @count.setter
+    def count(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
 class TimeoutError(Error, builtins.TimeoutError):
     pass
 
@@ -545,3 +582,19 @@ def shm_transport(
     """
     Meets the other ranks of this host under `key`.
     """
+
+def update(
+    gradient: typing.SupportsInt | typing.SupportsIndex,
+    parameters: typing.SupportsInt | typing.SupportsIndex,
+    states: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    count: typing.SupportsInt | typing.SupportsIndex,
+    offset: typing.SupportsInt | typing.SupportsIndex,
+    key: bytes,
+    generator: str,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    std: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    optimizer: Sgd | Adam,
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+    isa: str = "auto",
+) -> None: ...

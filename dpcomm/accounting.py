@@ -9,6 +9,7 @@ discretisation of Doroshenko et al. 2022); "rdp" composes Rényi divergences (Mi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -165,13 +166,19 @@ def _rdp(steps: dict[tuple[float, float], int], releases: list[Release], delta: 
     return total
 
 
+@functools.lru_cache(maxsize=16)  # most of the time of an ε, and the same at every step of a run
+def _one_step(rate: float, multiplier: float) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(multiplier, sampling_prob=rate)
+
+
 def _pld(steps: dict[tuple[float, float], int], releases: list[Release], delta: float) -> float:
     from dp_accounting.pld import common, privacy_loss_distribution
 
     composed = privacy_loss_distribution.identity()
     for (rate, multiplier), count in steps.items():
-        one = privacy_loss_distribution.from_gaussian_mechanism(multiplier, sampling_prob=rate)
-        composed = composed.compose(one.self_compose(count))
+        composed = composed.compose(_one_step(rate, multiplier).self_compose(count))
     for release in releases:
         one = privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(release.epsilon, release.delta)

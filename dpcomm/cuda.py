@@ -52,6 +52,22 @@ def add_noise_(
     kernels().add_noise(at, view.pointer, view.count, offset, key, generator, step, std, scale)
 
 
+def update_(
+    views: list[arrays.Array],
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int,
+    generator: str,
+    scale: float,
+    optimizer: _core.Sgd | _core.Adam,
+) -> None:
+    """`dpcomm.sgd_update_` and `dpcomm.adam_update_` on a GPU: gradient, parameters and states."""
+    gradient, parameters, *states = (view.pointer for view in views)
+    kernels().update(place(views[0]), gradient, parameters, states, views[0].count, offset, key,
+                     generator, step, std, scale, optimizer)  # fmt: skip
+
+
 def clip_sum(
     like: Any,
     view: arrays.Array,

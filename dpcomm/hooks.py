@@ -1,20 +1,20 @@
 """Clipped per-sample gradients through an ordinary backward pass.
 
-Hooks note what goes into each layer and the gradient of what comes out. From the two a linear
-layer's norms and weighted sum follow without a per-sample gradient; of any other layer they are
-formed, by the layer's own vector-Jacobian product under `torch.func.vmap`.
+Hooks note what goes into each layer and the gradient of what comes out, from which its part of the
+gradient follows (dpcomm/parts.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
-from dpcomm.torch import Clipped, FlatParameters, clip_factors, refuse_mixing, scale_rows
+from dpcomm.parts import Use, parts_of
+from dpcomm.torch import Clipped, FlatParameters, add_clipped, refuse_mixing
 
 
 @dataclass
@@ -109,86 +109,15 @@ class SampleHooks:
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
         scale = float(samples) if self._mean else 1.0
-        parts = [_part(layer, uses, scale) for layer, uses in by_layer.items()]
-        squares = torch.stack([part.squares() for part in parts]).sum(0)
-        norms = squares.sqrt()
-        finite = norms.isfinite()
-        factors = clip_factors(norms, self._clip_norm)
-        whole = bool(finite.all())
-        for part in parts:
-            part.add(self._parameters, factors, None if whole else finite)
-        return Clipped(torch.zeros(0), norms, samples - int(finite.sum()))
-
-
-@dataclass
-class _Linear:
-    """A linear layer used once on a matrix: nothing is formed."""
-
-    layer: nn.Linear
-    input: Tensor
-    gradient: Tensor
-
-    def squares(self) -> Tensor:
-        inputs = _squares(self.input)
-        if self.layer.bias is not None and self.layer.bias.requires_grad:
-            inputs = inputs + 1
-        return inputs * _squares(self.gradient)
-
-    def add(self, parameters: FlatParameters, factors: Tensor, finite: Tensor | None) -> None:
-        a, g = self.input, self.gradient
-        if finite is not None:
-            a, g, factors = a[finite], g[finite], factors[finite]
-        scaled = scale_rows(g, factors)
-        parameters.gradient_of(self.layer.weight).addmm_(scaled.t(), a)
-        if self.layer.bias is not None and self.layer.bias.requires_grad:
-            parameters.gradient_of(self.layer.bias).add_(scaled.sum(0))
-
-
-@dataclass
-class _Formed:
-    """Any other layer: its per-sample gradients, [B, *shape] for each parameter."""
-
-    gradients: dict[Tensor, Tensor]
-
-    def squares(self) -> Tensor:
-        return torch.stack([_squares(g.flatten(1)) for g in self.gradients.values()]).sum(0)
-
-    def add(self, parameters: FlatParameters, factors: Tensor, finite: Tensor | None) -> None:
-        for parameter, g in self.gradients.items():
-            if finite is not None:
-                g = g[finite]
-            weights = factors if finite is None else factors[finite]
-            parameters.gradient_of(parameter).add_(torch.tensordot(weights, g, dims=1))
-
-
-def _part(layer: nn.Module, calls: list[Call], scale: float) -> _Linear | _Formed:
-    first = calls[0]
-    once = len(calls) == 1 and first.input.dim() == 2
-    if type(layer) is nn.Linear and layer.weight.requires_grad and once:
-        return _Linear(cast(nn.Linear, layer), first.input, _gradient(first) * scale)
-    named = {n: p for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
-    detached = {name: parameter.detach() for name, parameter in named.items()}
-
-    def of_one(sample: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-        def use(values: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(layer, values, (sample.unsqueeze(0),))
-
-        return torch.func.vjp(use, detached)[1](gradient.unsqueeze(0))[0]
-
-    total: dict[Tensor, Tensor] = {}
-    for call in calls:
-        formed = torch.func.vmap(of_one)(call.input, _gradient(call) * scale)
-        for name, parameter in named.items():
-            total[parameter] = (
-                total[parameter] + formed[name] if parameter in total else formed[name]
-            )
-    return _Formed(total)
+        placed = [
+            part
+            for layer, noted in by_layer.items()
+            for part in parts_of(layer, [Use(c.input, _gradient(c) * scale) for c in noted])
+        ]
+        clipped = add_clipped(placed, self._parameters, self._clip_norm)
+        return Clipped(torch.zeros(0), clipped.norms, clipped.nonfinite)
 
 
 def _gradient(call: Call) -> Tensor:
     assert call.gradient is not None
     return call.gradient
-
-
-def _squares(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()

@@ -1,9 +1,7 @@
 """Clipped gradients of torch modules: each sample's bounded, then summed, into one flat buffer.
 
-For a chain of linear layers no per-sample gradient is ever formed. A layer's weight gradient for a
-sample is the outer product of its output gradient g and its input a, so its norm is |g|·|a|
-(Goodfellow 2015), and the sum of clipped gradients is one product of matrices, (f∘g)ᵀ a, with the
-clip factors f. Any other module goes through `torch.func`, which forms them.
+Of the usual layers no per-sample gradient is ever formed (dpcomm/ghost.py); a module that has
+others, or uses a weight outside of its layer, goes through `torch.func`, which forms them.
 """
 
 from __future__ import annotations
@@ -17,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
+from dpcomm.ghost import ClippedParts, clip_parts
+from dpcomm.parts import PlacedPart, Use, is_known, parts_of
 from dpcomm.privacy.clip import clip_sum
 from dpcomm.privacy.mlp import Layer
 
 logger = logging.getLogger("dpcomm")
-
-# A contribution is rounded three times on its way into the sum (factor, factor times output
-# gradient, times input), each time up by at most one part in 2^24.
-_ROUNDED_DOWN = 1 - 2.0**-22
 
 _MOST_LAYERS = 64  # of the native step: kMostLayers in csrc/model/mlp_lanes.hpp
 _MATERIALISED = 1 << 26  # elements of per-sample gradients held at once: 256 MiB of float32
@@ -91,7 +87,7 @@ class ClippedGradient:
         refuse_mixing(module)
         self._module, self._parameters, self._loss = module, parameters, loss
         self._clip_norm = clip_norm
-        self._layers = _linear_layers(module)
+        self._layers = _known_layers(module)
         self._proved = False  # that the layers' norms are the norms of the whole gradient
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Clipped:
@@ -123,49 +119,34 @@ class ClippedGradient:
         """
         self._proved = True
         if not self._layers:
-            logger.info("not only linear layers: per-sample gradients by torch.func, held in full")
+            logger.info("a layer of no known kind: per-sample gradients by torch.func, in full")
             return
         training = self._module.training
         self._module.eval()  # dropout draws differently on the two ways
         try:
-            layers = self._record(inputs, targets)[1]
+            placed = self._record(inputs, targets)[1]
             expected = self._per_sample_gradients(inputs, targets).double().norm(dim=1)
         finally:
             self._module.train(training)
-        if layers is None or not torch.allclose(
-            _norms(layers), expected, rtol=1e-4, equal_nan=True
-        ):
+        if placed is not None:
+            norms = clip_parts([one.part for one in placed], 1.0).norms
+        if placed is None or not torch.allclose(norms, expected, rtol=1e-4, equal_nan=True):
             self._layers = []
-            logger.info("linear layers do not tell it all: per-sample gradients by torch.func")
+            logger.info("the layers do not tell it all: per-sample gradients by torch.func")
 
     def _without_materialising(self, inputs: Tensor, targets: Tensor, clip_norm: float) -> Clipped:
-        losses, layers = self._record(inputs, targets)
-        if layers is None:
-            raise RuntimeError("a linear layer was used otherwise than in the first batch")
-        norms = _norms(layers)
-        finite = norms.isfinite()
-        nonfinite = len(norms) - int(finite.sum())
-        factors = clip_factors(norms, clip_norm)
-        for layer, a, g in layers:
-            if nonfinite:  # zeroed, not scaled: 0·NaN is NaN
-                a, g = a[finite], g[finite]
-            scaled = scale_rows(g, factors[finite] if nonfinite else factors)
-            torch.mm(scaled.t(), a, out=self._parameters.gradient_of(layer.weight))
-            if layer.bias is not None:
-                torch.sum(scaled, 0, out=self._parameters.gradient_of(layer.bias))
-        return Clipped(losses, norms, nonfinite)
+        losses, placed = self._record(inputs, targets)
+        if placed is None:
+            raise RuntimeError("a layer was used otherwise than in the first batch")
+        self._parameters.gradient.zero_()
+        clipped = add_clipped(placed, self._parameters, clip_norm)
+        return Clipped(losses, clipped.norms, clipped.nonfinite)
 
-    def _record(
-        self, inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, list[tuple[nn.Linear, Tensor, Tensor]] | None]:
-        """Losses [B], and each layer with its inputs and output gradients [B, …].
-
-        None in place of the layers if one of them was not used once, on a matrix.
-        """
-        calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    def _record(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[PlacedPart] | None]:
+        """Losses [B], and the layers' parts of the gradient; None if some layer was not used."""
+        calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
         def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(layer, nn.Linear)
             calls.append((layer, args[0].detach(), output))
 
         hooks = [layer.register_forward_hook(note) for layer in self._layers]
@@ -174,15 +155,15 @@ class ClippedGradient:
         finally:
             for hook in hooks:
                 hook.remove()
-        layers = [layer for layer, _, _ in calls]
-        if {*layers} != {*self._layers} or len(layers) != len(self._layers):
+        if {layer for layer, _, _ in calls} != {*self._layers}:
             return losses.detach(), None
-        if any(a.dim() != 2 for _, a, _ in calls):
+        if any(len(tensor) != len(inputs) for _, *pair in calls for tensor in pair):
             return losses.detach(), None
         gradients = torch.autograd.grad(losses.sum(), [output for _, _, output in calls])
-        return losses.detach(), [
-            (layer, a, g) for (layer, a, _), g in zip(calls, gradients, strict=True)
-        ]
+        uses: dict[nn.Module, list[Use]] = {}
+        for (layer, a, _), g in zip(calls, gradients, strict=True):
+            uses.setdefault(layer, []).append(Use(a, g))
+        return losses.detach(), [p for layer, some in uses.items() for p in parts_of(layer, some)]
 
     def _materialising(self, inputs: Tensor, targets: Tensor, clip_norm: float) -> Clipped:
         gradient = self._parameters.gradient
@@ -241,47 +222,26 @@ def _activation(part: nn.Module) -> str | None:
     return names.get(type(part))
 
 
-def _norms(layers: list[tuple[nn.Linear, Tensor, Tensor]]) -> Tensor:
-    """The norm of each sample's gradient over all layers, [B] float64.
-
-    In float64 the squares of float32 are exact, and their sum errs by far less than one part in
-    2^24, which is what the clip factors allow for.
-    """
-    squares = 0.0
-    for layer, a, g in layers:
-        inputs = torch.linalg.vector_norm(a, dim=1, dtype=torch.float64).square()
-        if layer.bias is not None:
-            inputs = inputs + 1  # the bias is a weight of an input that is always one
-        squares = (
-            squares + inputs * torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
-        )
-    return torch.as_tensor(squares).sqrt()
+def add_clipped(
+    placed: list[PlacedPart], parameters: FlatParameters, clip_norm: float
+) -> ClippedParts:
+    """Adds the samples' clipped gradients to the flat gradient."""
+    clipped = clip_parts([one.part for one in placed], clip_norm)
+    for one, sums in zip(placed, clipped.sums, strict=True):
+        for parameter, gradient in zip(one.parameters, sums, strict=True):
+            rows = parameters.gradient_of(parameter)[one.rows]
+            rows.add_(gradient.view_as(rows))
+    return clipped
 
 
-def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
-    """[B] float32, rounded towards zero: no scaled sample's norm is above the clip norm."""
-    exact = (clip_norm * _ROUNDED_DOWN / norms).clamp(max=1.0)
-    factors = exact.float()
-    down = torch.nextafter(factors, torch.zeros(()))
-    return torch.where(factors.double() > exact, down, factors)
-
-
-def scale_rows(rows: Tensor, factors: Tensor) -> Tensor:
-    """rows [B, …] times factors [B], with products that are no normal numbers as zero.
-
-    Those round by more than one part in 2^24, which a large input would bring back above the norm.
-    """
-    scaled = rows * factors.view(-1, *[1] * (rows.dim() - 1))
-    return scaled.masked_fill_(scaled.abs() < torch.finfo(scaled.dtype).tiny, 0)
-
-
-def _linear_layers(module: nn.Module) -> list[nn.Linear]:
-    """The module's trainable linear layers, if between them they hold its parameters, once each."""
+def _known_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers that hold the module's trainable parameters, once each, if all are of known
+    kinds."""
     trainable = [p for p in module.parameters() if p.requires_grad]
-    layers = [m for m in module.modules() if type(m) is nn.Linear and m.weight.requires_grad]
-    held = [p for layer in layers for p in layer.parameters()]
-    same = len(held) == len(trainable) and {*held} == {*trainable}
-    return layers if same else []
+    layers = [m for m in module.modules() if any(p.requires_grad for p in m.parameters(False))]
+    held = [p for layer in layers for p in layer.parameters(False) if p.requires_grad]
+    once = len(held) == len(trainable) and {*held} == {*trainable}
+    return layers if once and all(map(is_known, layers)) else []
 
 
 def refuse_mixing(module: nn.Module) -> None:

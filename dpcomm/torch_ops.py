@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpcomm.privacy import clip, noise
+from dpcomm.privacy import clip, noise, update
 
 _library = torch.library.Library("dpcomm", "DEF")
 _library.define(
@@ -24,6 +25,17 @@ _library.define(
 _library.define(
     "add_noise_(Tensor(a!) buffer, float std, str key, int step, int offset=0, "
     "str generator='chacha20', float scale=1.0) -> ()"
+)
+_NOISE = "float std, str key, int step, int offset=0, str generator='chacha20', float scale=1.0"
+_library.define(
+    "sgd_update_(Tensor(a!) parameters, Tensor gradient, Tensor(b!)? momentum_buffer=None, *, "
+    f"float lr, float momentum=0.0, float weight_decay=0.0, bool nesterov=False, {_NOISE}) -> ()"
+)
+_library.define(
+    "adam_update_(Tensor(a!) parameters, Tensor gradient, Tensor(b!) exp_avg, "
+    "Tensor(c!) exp_avg_sq, *, int count, float lr=0.001, float[] betas=[0.9, 0.999], "
+    "float eps=1e-8, float weight_decay=0.0, bool decoupled_weight_decay=False, "
+    f"{_NOISE}) -> ()"
 )
 
 
@@ -49,6 +61,25 @@ def add_noise_(
     """
     torch.ops.dpcomm.add_noise_(buffer, std, key, step, offset, generator, scale)
     return buffer
+
+
+def sgd_update_(
+    parameters: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """`dpcomm.sgd_update_` as an operator, with the key as in `add_noise_`."""
+    torch.ops.dpcomm.sgd_update_(parameters, gradient, momentum_buffer, **settings)
+    return parameters
+
+
+def adam_update_(
+    parameters: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, **settings: Any
+) -> Tensor:
+    """`dpcomm.adam_update_` as an operator, with the key as in `add_noise_`."""
+    torch.ops.dpcomm.adam_update_(parameters, gradient, exp_avg, exp_avg_sq, **settings)
+    return parameters
 
 
 def _clip_sum(grads: list[Tensor], clip_norm: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +110,25 @@ def _add_noise_(
     noise.add_noise_(buffer, std, bytes.fromhex(key), step, offset, generator, scale=scale)
 
 
+def _sgd_update_(
+    parameters: Tensor, gradient: Tensor, momentum_buffer: Tensor | None = None, *, key: str,
+    **settings: Any,
+) -> None:  # fmt: skip
+    update.sgd_update_(parameters, gradient, momentum_buffer, key=bytes.fromhex(key), **settings)
+
+
+def _adam_update_(
+    *tensors: Tensor, key: str, betas: Sequence[float] = (0.9, 0.999), **settings: Any
+) -> None:
+    beta1, beta2 = betas
+    update.adam_update_(*tensors, key=bytes.fromhex(key), betas=(beta1, beta2), **settings)
+
+
 for _device in ("CPU", "CUDA"):
     _library.impl("clip_sum", _clip_sum, _device)
     _library.impl("add_noise_", _add_noise_, _device)
+    _library.impl("sgd_update_", _sgd_update_, _device)
+    _library.impl("adam_update_", _adam_update_, _device)
 torch.library.register_fake("dpcomm::clip_sum", _fake_clip_sum, lib=_library)
-torch.library.register_fake("dpcomm::add_noise_", lambda *_, **__: None, lib=_library)
+for _in_place in ("add_noise_", "sgd_update_", "adam_update_"):
+    torch.library.register_fake(f"dpcomm::{_in_place}", lambda *_, **__: None, lib=_library)

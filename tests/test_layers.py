@@ -34,12 +34,15 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("hooks", "private", "torch", "torch_ops")),
-        *(f"dpcomm/train/{n}.py" for n in ("checkpoint", "gradient", "model", "trainer")),
+        *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
+        *(
+            f"dpcomm/train/{n}.py"
+            for n in ("canaries", "checkpoint", "gradient", "metrics", "model", "trainer")
+        ),
     },
     "mpi4py": {"dpcomm/launch.py"},
     "pyspark": {"dpcomm/data/prepare.py"},
-    "matplotlib": {"dpcomm/bench/plot.py"},
+    "matplotlib": {"dpcomm/bench/plot.py", "dpcomm/train/plot.py"},
     "dp_accounting": {"dpcomm/accounting.py"},
 }
 

@@ -29,6 +29,31 @@ def test_opcheck_passes_on_add_noise(grads):
     torch.library.opcheck(torch.ops.dpcomm.add_noise_, (grads[1], 0.5, HEX, 3))
 
 
+def test_opcheck_passes_on_the_updates(grads):
+    tensors = [torch.rand(77, device=grads[1].device) for _ in range(4)]
+    noise = {"std": 0.5, "key": HEX, "step": 3, "offset": 9, "scale": 0.25}
+    ops = torch.ops.dpcomm
+    torch.library.opcheck(ops.sgd_update_, (*tensors[:2], None), {"lr": 0.1, **noise})
+    torch.library.opcheck(
+        ops.sgd_update_, tuple(tensors[:3]), {"lr": 0.1, "momentum": 0.9, **noise}
+    )
+    torch.library.opcheck(ops.adam_update_, tuple(tensors), {"count": 1, **noise})
+
+
+def test_the_update_operators_do_what_the_functions_do():
+    noise = {"std": 0.5, "step": 3, "generator": "philox"}
+    for ours, operator, count, settings in (
+        (dpcomm.sgd_update_, torch_ops.sgd_update_, 3, {"lr": 0.1, "momentum": 0.9}),
+        (dpcomm.adam_update_, torch_ops.adam_update_, 4, {"count": 2, "betas": (0.8, 0.9)}),
+    ):
+        here = [torch.rand(77) for _ in range(count)]
+        there = [tensor.clone() for tensor in here]
+        ours(*here, key=KEY, **settings, **noise)
+        operator(*there, key=HEX, **settings, **noise)
+        for a, b in zip(here, there, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_the_operators_do_what_the_functions_do(grads):
     total, norms, nonfinite = torch_ops.clip_sum(grads, 1.0)
     clipped = dpcomm.clip_sum(grads, 1.0)

@@ -76,10 +76,8 @@ float noise_at(const NoiseSpec& spec, std::uint64_t element) {
   return word % 2 == 0 ? first : second;
 }
 
-void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
-                         const NoiseSpec& spec, float scale, int threads, Isa isa) {
-  const NoiseTask task = noise_task(spec, count, offset, scale);
-  // Each thread takes whole tiles of elements, so that none is generated twice.
+void parallel_tiles(int threads, std::size_t count, std::uint64_t offset,
+                    const std::function<void(std::size_t begin, std::size_t length)>& work) {
   const std::size_t skip = offset % kNoiseTile;
   const std::size_t tiles = (skip + count + kNoiseTile - 1) / kNoiseTile;
   parallel(threads, [&](int thread) {
@@ -87,8 +85,14 @@ void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
       const std::size_t end = tiles * static_cast<std::size_t>(part) / threads * kNoiseTile;
       return std::min(end < skip ? 0 : end - skip, count);
     };
-    const std::size_t begin = edge(thread);
-    const std::size_t some = edge(thread + 1) - begin;
+    work(edge(thread), edge(thread + 1) - edge(thread));
+  });
+}
+
+void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
+                         const NoiseSpec& spec, float scale, int threads, Isa isa) {
+  const NoiseTask task = noise_task(spec, count, offset, scale);
+  parallel_tiles(threads, count, offset, [&](std::size_t begin, std::size_t some) {
     switch (isa) {
       case Isa::kScalar:
         return add_noise_scalar(data + begin, some, offset + begin, spec, task);

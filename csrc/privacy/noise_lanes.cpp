@@ -58,6 +58,15 @@ void fill_philox(const NoiseTask& task, std::uint64_t tile, float* out) {
 }  // namespace
 
 template <>
+void noise_tile<kCount>(const NoiseTask& task, std::uint64_t tile, float* out) {
+  if (task.generator == Generator::kChaCha20) {
+    fill_chacha20(task, tile, out);
+  } else {
+    fill_philox(task, tile, out);
+  }
+}
+
+template <>
 void add_noise_lanes<kCount>(float* data, std::size_t count, std::uint64_t offset,
                              const NoiseTask& task) {
   alignas(64) float noise[kNoiseTile];
@@ -67,11 +76,7 @@ void add_noise_lanes<kCount>(float* data, std::size_t count, std::uint64_t offse
     const std::uint64_t element = offset + done;
     const std::uint64_t skip = element % kNoiseTile;
     const std::size_t some = kNoiseTile - skip < count - done ? kNoiseTile - skip : count - done;
-    if (task.generator == Generator::kChaCha20) {
-      fill_chacha20(task, element / kNoiseTile, noise);
-    } else {
-      fill_philox(task, element / kNoiseTile, noise);
-    }
+    noise_tile<kCount>(task, element / kNoiseTile, noise);
     float* to = data + done;
     const float* from = noise + skip;
     std::size_t i = 0;

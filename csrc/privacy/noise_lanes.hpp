@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "privacy/noise.hpp"
 
@@ -19,7 +20,18 @@ struct NoiseTask {
 // UsageError as in add_noise().
 NoiseTask noise_task(const NoiseSpec& spec, std::size_t count, std::uint64_t offset, float scale);
 
-// data[i] = fma(std, noise(offset + i), data[i]) * scale, kCount lanes at a time.
+// Calls work(begin, length) on each thread, for a part of [0, count) that is whole tiles of the
+// elements from `offset` on, so that no block of a generator is computed twice.
+void parallel_tiles(int threads, std::size_t count, std::uint64_t offset,
+                    const std::function<void(std::size_t begin, std::size_t length)>& work);
+
+// The loops, kCount lanes at a time.
+
+// The noise of the kNoiseTile elements from tile * kNoiseTile on.
+template <int kCount>
+void noise_tile(const NoiseTask& task, std::uint64_t tile, float* out);
+
+// data[i] = fma(std, noise(offset + i), data[i]) * scale.
 template <int kCount>
 void add_noise_lanes(float* data, std::size_t count, std::uint64_t offset, const NoiseTask& task);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -48,7 +49,27 @@ def run(comm: launch.Communicator, options: Options) -> None:
         print(f"               not in it: {summary.warning}")
     print(f"epoch          {summary.epoch_seconds:.2f} s, {summary.step_us:.0f} µs a step")
     print(f"checkpoint     {options.checkpoint}")
+    print(f"best           {_best(summary)}")
+    print(f"metrics        {options.metrics}")
+    print(f"picture        {_picture(options)}")
     print(f"summary        {options.summary}")
+
+
+def _best(summary: Summary) -> str:
+    name = "accuracy" if summary.auc is None else "AUC"
+    return (
+        f"{summary.best_checkpoint}, {name} {summary.best_quality:.4f} at step {summary.best_step}"
+    )
+
+
+def _picture(options: Options) -> str:
+    if importlib.util.find_spec("matplotlib") is None:
+        return "none: pip install matplotlib draws one"
+    from dpcomm.train import metrics, plot
+
+    path = options.metrics.with_suffix(".png")
+    plot.save(metrics.read(options.metrics), path)
+    return str(path)
 
 
 def _told(summary: Summary) -> str:

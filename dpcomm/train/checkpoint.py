@@ -39,9 +39,15 @@ class Checkpoint:
 
 
 def set_aside(path: Path) -> None:
-    """Makes room for a new run, but keeps the last one's model, which cost ε: as `path`.old."""
-    if path.exists():
-        os.replace(path, path.with_name(path.name + ".old"))
+    """Makes room for a new run, but keeps the last one's models, which cost ε: as `path`.old."""
+    for old in (path, best(path)):
+        if old.exists():
+            os.replace(old, old.with_name(old.name + ".old"))
+
+
+def best(path: Path) -> Path:
+    """Where the checkpoint of the run's best evaluation lies, beside the last one at `path`."""
+    return path.with_name(f"{path.stem}.best{path.suffix}")
 
 
 def load(comm: Any, path: Path) -> Checkpoint:

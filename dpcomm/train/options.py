@@ -68,6 +68,10 @@ class Options:
     checkpoint: Path
     ledger: Path
     summary: Path
+    metrics: Path
+    tensorboard: Path | None
+    evaluate_every: int | None
+    patience: int | None
     resume: bool
     unsafe_seed: int | None
 
@@ -111,6 +115,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         checkpoint=checkpoint,
         ledger=args.ledger or checkpoint.with_name("ledger.jsonl"),
         summary=args.summary or checkpoint.with_name("summary.json"),
+        metrics=args.metrics or checkpoint.with_name("metrics.jsonl"),
+        tensorboard=args.tensorboard,
+        evaluate_every=args.evaluate_every,
+        patience=args.patience,
         resume=args.resume,
         unsafe_seed=args.unsafe_seed,
     )
@@ -170,6 +178,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint", type=Path, help="default in runs/DATASET[-non-private]")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     run.add_argument("--summary", type=Path, help="default: beside the checkpoint")
+
+    along = p.add_argument_group("on the way (test records, who are outside of ε)")
+    along.add_argument(
+        "--evaluate-every", type=_count, metavar="STEPS", help="default: a tenth of the run"
+    )
+    along.add_argument(
+        "--patience",
+        type=_count,
+        metavar="N",
+        help="stop after N evaluations without a better AUC or accuracy; steps not taken cost no ε",
+    )
+    along.add_argument("--metrics", type=Path, help="JSON lines; default: beside the checkpoint")
+    along.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="event files")
     return p
 
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
 from dpcomm.train.checkpoint import Checkpoint
 from dpcomm.train.gradient import Source, gradient_source
+from dpcomm.train.metrics import Best, Measured, Metrics, best_of
 from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
 from dpcomm.train.options import Options
 
@@ -51,9 +53,13 @@ class Summary:
     epoch_seconds: float
     step_us: float
     parameters: int
+    best_step: int  # of the evaluation with the highest AUC or accuracy, whose checkpoint is kept
+    best_quality: float  # the AUC of two classes, else the accuracy
     key_hash: str | None
     plan: dict[str, Any] | None
     checkpoint: str
+    best_checkpoint: str
+    metrics: str
     ledger: str | None
 
 
@@ -62,14 +68,21 @@ class Trainer:
 
     Constructing reads the data's manifest, agrees on the plan, opens the ledger and, to resume, the
     checkpoint. Raises UsageError where options, data and checkpoint do not fit each other, and
-    MismatchError where the ranks do not.
+    MismatchError where the ranks do not. Records in memory, `train` and `test`, take the place of
+    the folder that the options name.
     """
 
-    def __init__(self, comm: Any, options: Options) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        options: Options,
+        train: shards.Dataset | None = None,
+        test: shards.Dataset | None = None,
+    ) -> None:
         self.comm, self.options = comm, options
         self._speaks = comm.rank == 0
         torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
-        self.data, self.test = _load(options, "train"), _load(options, "test")
+        self.data, self.test = train or _load(options, "train"), test or _load(options, "test")
         self.model = self._make_model()
         self.parameters = FlatParameters(self.model)
         comm.broadcast(self.parameters.values.detach())
@@ -95,19 +108,61 @@ class Trainer:
         )
         toll = Toll(self.comm, self.ledger, self.plan, left) if self.plan else None
         per_epoch = max(1, round(1 / self.options.sample_rate))
-        if self._speaks and not self.options.resume:
-            checkpoint.set_aside(self.options.checkpoint)
+        every = self.options.evaluate_every or -(-self.steps // 10)
+        if self._speaks:
+            self._metrics = Metrics(self.options.metrics, self.step, self.options.tensorboard)
+            if not self.options.resume:
+                checkpoint.set_aside(self.options.checkpoint)
+        self._best = self._best_so_far()
         self._save()
-        seconds = 0.0
-        for index in tqdm(range(left), unit="step", disable=not self._speaks, mininterval=0.5):
+        last, seconds, taken = None, 0.0, 0
+        bar = tqdm(total=left, unit="step", disable=not self._speaks, mininterval=0.5)
+        while taken < left and not self._best.stale(self.options.patience):
             begin = time.perf_counter()
             self._take_step(gradient_of, toll)
-            if index:  # in the first one torch loads what its optimizers need
+            if taken:  # in the first one torch loads what its optimizers need
                 seconds += time.perf_counter() - begin
+            taken += 1
+            bar.update()
             if self.step % per_epoch == 0:
                 self._save()
+            if self.step % every == 0 or taken == left:
+                last = self._evaluate(seconds, per_epoch, bar)
+        last = last or self._evaluate(seconds, per_epoch, bar)
+        bar.close()
         self._save()
-        return self._summarise(seconds / (left - 1) if left > 1 else math.nan, per_epoch)
+        return self._summarise(last, seconds / (taken - 1) if taken > 1 else math.nan, per_epoch)
+
+    def _evaluate(self, seconds: float, per_epoch: int, bar: Any) -> dict[str, float]:
+        """Measures the model on the test records, notes it down, and keeps the best. Collective."""
+        measured = evaluate(self.comm, self.model, self.test)
+        epsilon = None
+        if self.plan and self.ledger:
+            plan = self.plan
+            epsilon = _promised(self.ledger.epsilon(plan.delta, plan.accountant, self.run))
+        row = Measured(
+            step=self.step,
+            epoch=self.step / per_epoch,
+            epsilon=epsilon,
+            accuracy=measured["accuracy"],
+            auc=measured.get("auc"),
+            seconds=seconds,
+        )
+        self._best = self._best.after(row)
+        if self._speaks:
+            self._metrics.add(row)
+            told = {} if epsilon is None else {"ε": accounting.show(epsilon)}
+            bar.set_postfix(told | {"accuracy": f"{row.accuracy:.4f}"})
+            if self._best.step == self.step:
+                self._save(checkpoint.best(self.options.checkpoint))
+        return measured
+
+    def _best_so_far(self) -> Best:
+        """Of a run that goes on, what was measured before; rank 0's file decides."""
+        best = best_of(self._metrics.rows) if self._speaks else Best()
+        values = np.array([best.step, best.quality, best.since], np.float64)
+        step, quality, since = self.comm.broadcast(values)
+        return Best(int(step), float(quality), int(since))
 
     def _take_step(self, gradient_of: Source, toll: Toll | None) -> None:
         begin, end = share(self.data.records, self.comm.rank, self.comm.size)
@@ -234,7 +289,7 @@ class Trainer:
             self._say(f"ε = {target} is spent after {affordable} of the {left} steps that are left")
         return affordable
 
-    def _save(self) -> None:
+    def _save(self, path: Path | None = None) -> None:
         if self._speaks:
             Checkpoint(
                 run=self.run,
@@ -243,10 +298,11 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 plan=self.plan.to_dict() if self.plan else None,
                 ledger=str(self.options.ledger),
-            ).save(self.options.checkpoint)
+            ).save(path or self.options.checkpoint)
 
-    def _summarise(self, step_seconds: float, per_epoch: int) -> Summary:
-        measured = evaluate(self.comm, self.model, self.test)
+    def _summarise(
+        self, measured: dict[str, float], step_seconds: float, per_epoch: int
+    ) -> Summary:
         nonfinite = int(self.comm.all_reduce(np.array([self._nonfinite], np.int64))[0])
         if nonfinite:  # on the terminal alone: the number is a fact about records
             self._say(f"{nonfinite} samples with a NaN or infinite gradient were left out")
@@ -273,9 +329,13 @@ class Trainer:
             epoch_seconds=step_seconds * per_epoch,
             step_us=step_seconds * 1e6,
             parameters=self.parameters.size,
+            best_step=self._best.step,
+            best_quality=self._best.quality,
             key_hash=self._combine.key_hash if plan else None,
             plan=plan.to_dict() if plan else None,
             checkpoint=str(self.options.checkpoint),
+            best_checkpoint=str(checkpoint.best(self.options.checkpoint)),
+            metrics=str(self.options.metrics),
             ledger=str(self.options.ledger) if plan else None,
         )
 

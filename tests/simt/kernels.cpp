@@ -9,6 +9,7 @@
 #include "base/cuda.hpp"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/noise_cuda.hpp"
+#include "privacy/update_cuda.hpp"
 
 namespace dpcomm {
 namespace {
@@ -37,6 +38,17 @@ void noise(Generator generator, std::size_t count, std::uint64_t offset) {
   OnDevice<float> data(count, 1.0f);
   add_noise(data.data(), count, offset, {.key = {}, .generator = generator, .step = 1, .std = 1.0},
             nullptr);
+}
+
+void update_all(Generator generator, std::size_t count, std::uint64_t offset) {
+  OnDevice<float> gradient(count, 1.0f), parameters(count, 1.0f), first(count, 0.0f),
+      second(count, 0.0f);
+  const NoiseSpec spec{.key = {}, .generator = generator, .step = 1, .std = 1.0};
+  for (const Optimizer& optimizer :
+       {Optimizer(Sgd{.lr = 0.1}), Optimizer(Sgd{.lr = 0.1, .momentum = 0.9}), Optimizer(Adam{})}) {
+    update({gradient.data(), parameters.data(), {first.data(), second.data()}}, count, offset, spec,
+           0.5f, optimizer, nullptr);
+  }
 }
 
 // Of an arbitrary but finite pattern; rows lie side by side.
@@ -73,6 +85,8 @@ int main(int argc, char** argv) {
   for (const auto generator : {dpcomm::Generator::kChaCha20, dpcomm::Generator::kPhilox}) {
     dpcomm::noise(generator, 1, 511);
     dpcomm::noise(generator, 5000, 77);
+    dpcomm::update_all(generator, 1, 511);
+    dpcomm::update_all(generator, 5000, 77);
   }
   for (const auto dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     dpcomm::clip(dtype, 7, {33});

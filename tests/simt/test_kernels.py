@@ -34,6 +34,33 @@ def test_noise_has_the_bits_of_the_cpu(device, generator, count, offset):
     )
 
 
+OPTIMIZERS = {
+    "sgd": (0, _core.Sgd(0.1, weight_decay=0.01)),
+    "momentum": (1, _core.Sgd(0.1, 0.9, nesterov=True)),
+    "adam": (2, _core.Adam(0.01, weight_decay=0.1, count=3)),
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("count", "offset"), [(0, 3), (1, 511), (513, 511), (5000, 77)])
+def test_update_has_the_bits_of_the_cpu(device, generator, optimizer, count, offset):
+    kept, rule = OPTIMIZERS[optimizer]
+    # Gradient, parameters and states, with one guard element at each side.
+    random = np.random.default_rng(1)
+    here = [abs(random.normal(size=count + 2)).astype(np.float32) for _ in range(2 + kept)]
+    there = [device.upload(array.copy()) for array in here]
+    noise = (count, offset, KEY, generator, 9, 0.7, 0.125, rule)
+    gradient, parameters, *states = (array.ctypes.data + 4 for array in here)
+    _core.update(gradient, parameters, states, *noise)
+    gradient, parameters, *states = (device.pointer(array) + 4 for array in there)
+    device.kernels.update(device.place, gradient, parameters, states, *noise)
+    for expected, data in zip(here, there, strict=True):
+        np.testing.assert_array_equal(
+            device.download(data).view(np.uint32), expected.view(np.uint32), strict=True
+        )
+
+
 def test_a_negative_std_is_refused(device):
     with pytest.raises(UsageError, match="standard deviation is -1"):
         device.kernels.add_noise(device.place, 16, 1, 0, KEY, "philox", 0, -1.0)

@@ -129,7 +129,7 @@ def test_no_key_leaves_the_memory_of_the_job(options, tmp_path, capfd, caplog):
     trainer, summary = train(options)
     save_summary(summary, tmp_path / "summary.json")
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 3, "checkpoint, ledger, summary"
+    assert len(files) == 5, "checkpoint, the best one, ledger, metrics, summary"
     said = "".join(capfd.readouterr()) + caplog.text + repr(trainer._combine) + repr(summary)
     for key in (trainer._combine._key, trainer._sampling_key):
         assert len(key) == 32

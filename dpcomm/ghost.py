@@ -1,0 +1,252 @@
+"""Clipped sums of gradients that are never formed ("ghost" clipping).
+
+A linear layer's weight gradient for one sample is a sum of outer products over its positions,
+Σₜ gₜ aₜᵀ, of the output's gradient g and the input a. Its norm follows from both alone, and the sum
+of the clipped gradients is one product of matrices, (f∘g)ᵀ a, with the clip factors f.
+
+With one position the norm is |g|·|a| (Goodfellow, arXiv:1510.01799, 2015). With T it is taken from
+the Gram matrices, Σₜₛ (gₜ·gₛ)(aₜ·aₛ) (Li et al., "Large language models can be strong
+differentially private learners", ICLR 2022), or from the sum itself, whichever takes fewer
+multiplications (Bu et al., "Scalable and efficient training of large convolutional neural networks
+with differential privacy", NeurIPS 2022).
+
+The bound. What a sample adds, with its products taken exactly or each rounded to float32, has an L2
+norm of at most the clip norm:
+
+- Norms are float64, where squares and products of float32 are exact. A sum of n of them errs by at
+  most n·2⁻⁵³ of the sum of their magnitudes, which the positions' |g|·|a| bound.
+- The factor, factor times g, and that times a are rounded, each by at most one part in 2²⁴ of the
+  product's magnitude: of the norm with one position, of Σₜ |gₜ||aₜ| with several, since these
+  errors do not cancel where the products do.
+- Factor times g is replaced by zero where it is no normal number, for it rounds by more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ROUNDINGS = 2.0**-22  # three of 2^-24, and what the float64 around them loses
+_AT_ONCE = 1 << 25  # float64 numbers held to find norms: 256 MiB
+
+
+class Measure(NamedTuple):
+    """What bounds a sample's part of the gradient, each [B] float64."""
+
+    squares: Tensor  # of its L2 norm
+    most: Tensor  # what they would be if nothing cancelled
+    flushed: Tensor | float = 0.0  # how far factors times g that are taken for zero can move it
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """A linear layer: y = W a + b at each position."""
+
+    input: Tensor  # [B, T, d]
+    gradient: Tensor  # [B, T, o], of y
+    bias: bool = True
+
+    def measure(self) -> Measure:
+        inputs, outputs = self.input.shape[2], self.gradient.shape[2]
+        positions = self.input.shape[1]
+        a = _squares(self.input, 2) + self.bias  # the bias is the weight of an input of one
+        g = _squares(self.gradient, 2)
+        if positions == 1:
+            squares = (a * g).squeeze(1)
+            return Measure(squares, squares)
+        most = (a * g).sqrt().sum(1).square()
+        flushed = a.sqrt().sum(1) * outputs**0.5 * torch.finfo(torch.float32).tiny
+        gram = positions * (inputs + outputs) <= inputs * outputs
+        held = max(positions * max(positions, inputs, outputs), 0 if gram else inputs * outputs)
+        find = self._by_gram if gram else self._by_sum
+        squares = _in_parts(find, held, self.input, self.gradient)
+        rounding = (positions**2 + inputs + outputs) * 2.0**-52
+        return Measure(squares.clamp(min=0) + rounding * most, most, flushed)
+
+    def _by_gram(self, a: Tensor, g: Tensor) -> Tensor:
+        return ((a @ a.mT + self.bias) * (g @ g.mT)).sum((1, 2))
+
+    def _by_sum(self, a: Tensor, g: Tensor) -> Tensor:
+        squares = (g.mT @ a).square().sum((1, 2))
+        return squares + g.sum(1).square().sum(1) if self.bias else squares
+
+    def weighted(self, factors: Tensor) -> list[Tensor]:
+        """Σ factor · gradient over the samples: of W [o, d] and, if there is one, of b [o]."""
+        scaled = _scaled(self.gradient, factors).flatten(0, 1)
+        weight = scaled.t() @ self.input.flatten(0, 1)
+        return [weight, scaled.sum(0)] if self.bias else [weight]
+
+    def only(self, kept: Tensor) -> OuterProducts:
+        return replace(self, input=self.input[kept], gradient=self.gradient[kept])
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """An embedding: at each position one row of the weight."""
+
+    index: Tensor  # [B, T] int64
+    gradient: Tensor  # [B, T, d], zero where the row takes none (padding)
+    rows: int
+
+    def measure(self) -> Measure:
+        positions, columns = self.gradient.shape[1:]
+        most = _squares(self.gradient, 2).sqrt().sum(1).square()
+        held = positions * max(positions, columns)
+        squares = _in_parts(self._by_gram, held, self.index, self.gradient)
+        rounding = (positions**2 + columns) * 2.0**-52
+        return Measure(squares.clamp(min=0) + rounding * most, most)
+
+    def _by_gram(self, index: Tensor, g: Tensor) -> Tensor:
+        same = index.unsqueeze(2) == index.unsqueeze(1)
+        return (same * (g @ g.mT)).sum((1, 2))
+
+    def weighted(self, factors: Tensor) -> list[Tensor]:
+        """Σ factor · gradient over the samples, [rows, d]."""
+        scaled = _scaled(self.gradient, factors).flatten(0, 1)
+        return [scaled.new_zeros(self.rows, scaled.shape[1]).index_add_(
+            0, self.index.flatten(), scaled)]  # fmt: skip
+
+    def only(self, kept: Tensor) -> Lookups:
+        return replace(self, index=self.index[kept], gradient=self.gradient[kept])
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Per-sample gradients that are there, [B, *shape] of each parameter."""
+
+    gradients: list[Tensor]
+
+    def measure(self) -> Measure:
+        squares = torch.stack([_squares(g.flatten(1), 1) for g in self.gradients]).sum(0)
+        return Measure(squares, squares)
+
+    def weighted(self, factors: Tensor) -> list[Tensor]:
+        return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in self.gradients]
+
+    def only(self, kept: Tensor) -> Formed:
+        return Formed([g[kept] for g in self.gradients])
+
+
+Part = OuterProducts | Lookups | Formed  # of the gradient, by what is known of it
+
+
+@dataclass(frozen=True)
+class ClippedParts:
+    """Σ over samples of the clipped gradient, which all parts of a sample share the factor of."""
+
+    sums: list[list[Tensor]]  # for each part, its parameters' gradients
+    norms: Tensor  # [B] float64, before clipping
+    factors: Tensor  # [B] float32; 0 where the sample is not finite
+    nonfinite: int  # samples that were left out for a NaN or an infinity
+    sensitivity: float  # the most that adding or removing one sample moves the sums, in L2 norm
+
+
+def clip_parts(parts: Sequence[Part], clip_norm: float) -> ClippedParts:
+    """Clips each sample's gradient, over all parts, to L2 norm `clip_norm`, and sums the samples.
+
+    Raises ValueError for a clip norm that is not positive, or parts of different batches.
+    """
+    if not 0 < clip_norm < float("inf"):
+        raise ValueError(f"clip norm {clip_norm}: give a positive number")
+    measures = [part.measure() for part in parts]
+    if len({len(measure.squares) for measure in measures}) != 1:
+        sizes = [len(measure.squares) for measure in measures]
+        raise ValueError(
+            f"layers of {sizes} samples: pass the same batch for each, and at least one"
+        )
+    squares = torch.stack([measure.squares for measure in measures]).sum(0)
+    most = torch.stack([measure.most for measure in measures]).sum(0)
+    flushed = sum(measure.flushed for measure in measures)
+    norms = squares.sqrt()
+    finite = norms.isfinite() & most.isfinite()
+    exact = ((clip_norm - flushed) / (norms + _ROUNDINGS * most.sqrt())).clamp(0.0, 1.0)
+    rounded = exact.float()
+    factors = torch.where(
+        rounded.double() > exact, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
+    ).masked_fill_(~finite, 0.0)
+    nonfinite = len(norms) - int(finite.sum())
+    kept = factors
+    if nonfinite:  # left out, not scaled: 0·NaN is NaN
+        parts, kept = [part.only(finite) for part in parts], factors[finite]
+    sums = [part.weighted(kept) for part in parts]
+    return ClippedParts(sums, norms, factors, nonfinite, clip_norm)
+
+
+def clip_linear(
+    activations: Tensor | Sequence[Tensor],
+    output_grads: Tensor | Sequence[Tensor],
+    clip_norm: float,
+    *,
+    bias: bool | Sequence[bool] = True,
+) -> ClippedParts:
+    """`clip_sum` for linear layers, from what goes in and the gradient of what comes out.
+
+    activations: [B, d] or [B, …, d], the input of a layer, or a list for several layers, which are
+        clipped together, by the norm over all of them.
+    output_grads: [B, o] or [B, …, o], the gradient of each sample's loss by the layer's output.
+    bias: whether the layer has one; for several layers also a list.
+
+    The middle dimensions are positions that use the same weight, as in a sequence. torch tensors
+    on any device; 16-bit ones are taken as float32. Equals clip_sum over gradients that were formed
+    one sample at a time, within rounding, and keeps its bound. `.sums` has for each layer the
+    weight's [o, d] and, where there is one, the bias' [o].
+
+    Raises ValueError for shapes that do not fit and a clip norm that is not positive.
+    """
+    inputs = [activations] if isinstance(activations, Tensor) else list(activations)
+    gradients = [output_grads] if isinstance(output_grads, Tensor) else list(output_grads)
+    biases = [bias] * len(inputs) if isinstance(bias, bool) else list(bias)
+    if not len(inputs) == len(gradients) == len(biases):
+        raise ValueError(
+            f"{len(inputs)} activations, {len(gradients)} output gradients and {len(biases)} "
+            "biases: pass one of each for every layer"
+        )
+    return clip_parts([outer_products(*use) for use in zip(inputs, gradients, biases, strict=True)],
+                      clip_norm)  # fmt: skip
+
+
+def outer_products(a: Tensor, g: Tensor, bias: bool) -> OuterProducts:
+    """Of [B, …, d] and [B, …, o]. Raises ValueError where their positions differ."""
+    if a.dim() < 2 or a.shape[:-1] != g.shape[:-1]:
+        raise ValueError(
+            f"activations of shape {list(a.shape)} with output gradients of {list(g.shape)}: "
+            "both need the same leading dimensions, samples first, as [B, d] and [B, o]"
+        )
+    return OuterProducts(_wide(_as_positions(a)), _wide(_as_positions(g)), bias)
+
+
+def _as_positions(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
+
+
+def _wide(x: Tensor) -> Tensor:
+    x = x.detach()
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _squares(rows: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=dim, dtype=torch.float64).square()
+
+
+def _scaled(rows: Tensor, factors: Tensor) -> Tensor:
+    """rows [B, …] times factors [B], with products that are no normal numbers as zero.
+
+    Those round by more than one part in 2^24, which a large input would bring back above the norm.
+    """
+    scaled = rows * factors.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+    return scaled.masked_fill_(scaled.abs() < torch.finfo(scaled.dtype).tiny, 0)
+
+
+def _in_parts(find: Callable[..., Tensor], held: int, *tensors: Tensor) -> Tensor:
+    """`find` over some samples at a time, each of which holds `held` float64 numbers."""
+    rows = max(1, _AT_ONCE // max(1, held))
+
+    def wide() -> Iterator[Tensor]:
+        for some in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            yield find(*(x.double() if x.is_floating_point() else x for x in some))
+
+    return torch.cat(list(wide()))

@@ -1,0 +1,114 @@
+"""Noise, division and the optimizer's step in one pass over a shard.
+
+What comes out is what `add_noise_` and then the optimizer of torch.optim would give: the noise with
+the same bits, and the step with float32 operations of a fixed order, each rounded, so that it has
+the same bits on every processor and GPU (csrc/privacy/update_rule.hpp).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpcomm import _core, arrays, cuda
+
+
+def sgd_update_(
+    parameters: Any,
+    gradient: Any,
+    momentum_buffer: Any = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int = 0,
+    generator: str = "chacha20",
+    scale: float = 1.0,
+    threads: int = 1,
+) -> Any:
+    """One step of torch.optim.SGD, in place, with the noisy mean `(gradient + noise) * scale`.
+
+    parameters, gradient: contiguous float32 of one size, on the CPU or a GPU; their first element
+        is element `offset` of the whole. The gradient is the sum over samples, and stays as it is.
+    momentum_buffer: like them, zeros at first; needed with momentum, and only then.
+    std, key, step, offset, generator, scale: as in `add_noise_`.
+
+    Returns `parameters`. Raises ValueError for another dtype, size, device or layout, and for
+    settings that torch.optim.SGD refuses.
+    """
+    states = [] if momentum_buffer is None else [("momentum_buffer", momentum_buffer)]
+    optimizer = _core.Sgd(lr, momentum, weight_decay, nesterov)
+    return _update(
+        parameters, gradient, states, std, key, step, offset, generator, scale, optimizer, threads
+    )
+
+
+def adam_update_(
+    parameters: Any,
+    gradient: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    *,
+    count: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int = 0,
+    generator: str = "chacha20",
+    scale: float = 1.0,
+    threads: int = 1,
+) -> Any:
+    """One step of torch.optim.Adam, in place, with the noisy mean `(gradient + noise) * scale`.
+
+    exp_avg, exp_avg_sq: the moving averages, like `parameters`, zeros at first.
+    count: which update of these parameters this is, from 1: it corrects the averages' bias.
+    decoupled_weight_decay: the weight decay of AdamW.
+
+    The rest is as in `sgd_update_`.
+    """
+    states = [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]
+    optimizer = _core.Adam(lr, *betas, eps, weight_decay, decoupled_weight_decay, count)
+    return _update(
+        parameters, gradient, states, std, key, step, offset, generator, scale, optimizer, threads
+    )
+
+
+def _update(
+    parameters: Any,
+    gradient: Any,
+    states: list[tuple[str, Any]],
+    std: float,
+    key: bytes,
+    step: int,
+    offset: int,
+    generator: str,
+    scale: float,
+    optimizer: _core.Sgd | _core.Adam,
+    threads: int,
+) -> Any:
+    named = [("gradient", gradient), ("parameters", parameters), *states]
+    views = [arrays.buffer(array, name, ("float32",), gpu=True) for name, array in named]
+    first = views[0]
+    for (name, _), view in zip(named, views, strict=True):
+        if (view.count, view.device) != (first.count, first.device):
+            raise ValueError(
+                f"{name} has {view.count} elements on {view.device}, the gradient {first.count} "
+                f"on {first.device}: pass the same part of each"
+            )
+    if first.device != "cpu":
+        cuda.update_(views, std, key, step, offset, generator, scale, optimizer)
+        return parameters
+    pointers = [view.pointer for view in views]
+    _core.update(
+        pointers[0], pointers[1], pointers[2:], first.count, offset, key, generator, step, std,
+        scale, optimizer, threads=threads,
+    )  # fmt: skip
+    return parameters
