@@ -34,11 +34,17 @@ class Array:
     source: Any
     pointer: int
     shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements, not bytes
     dtype: str  # "float32", "bfloat16", …
     contiguous: bool  # in row-major order, without gaps
     device: str  # "cpu", "cuda:0", …
     writable: bool
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements, not bytes."""
+        if _is_torch(self.source):
+            return tuple(self.source.stride())
+        return tuple(stride // self.source.itemsize for stride in self.source.strides)
 
     @property
     def count(self) -> int:
@@ -74,23 +80,21 @@ def describe(array: Any) -> Array:
             source=array,
             pointer=array.data_ptr(),
             shape=tuple(array.shape),
-            strides=array.stride(),
             dtype=_name(array.dtype),
             contiguous=array.is_contiguous(),
             device="cpu" if array.is_cpu else str(array.device),
             writable=True,
         )
     if isinstance(array, np.ndarray):
-        size = array.itemsize
+        flags = array.flags
         return Array(
             source=array,
             pointer=_core.array_pointer(array),
             shape=array.shape,
-            strides=tuple([stride // size for stride in array.strides]),
             dtype=_name(array.dtype),
-            contiguous=array.flags.c_contiguous,
+            contiguous=flags.c_contiguous,
             device="cpu",
-            writable=array.flags.writeable,
+            writable=flags.writeable,
         )
     if not hasattr(array, "__dlpack__"):
         raise TypeError(

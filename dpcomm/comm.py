@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from dpcomm.tuner import Tuning
 
 
-class Handle:
-    """A collective under way, from `async_op=True`. Keeps its arrays alive until it is done."""
+def _run_keeping(
+    arrays_in_use: tuple[Any, ...], collective: Callable[..., None], call: tuple[Any, ...]
+) -> None:
+    """The collective, on memory that the arrays own."""
+    collective(*call)
 
-    def __init__(self, future: Future[None], result: Any, arrays_in_use: tuple[Any, ...]) -> None:
+
+class Handle:
+    """A collective under way, from `async_op=True`. Its arrays live until it is done, also where
+    nobody keeps the handle."""
+
+    def __init__(self, future: Future[None], result: Any) -> None:
         self._future = future
         self._result = result
-        self._arrays = arrays_in_use
 
     def wait(self) -> Any:
         """The result, once it is there; raises what the collective raised."""
@@ -246,8 +253,9 @@ class Communicator:
             return target.source
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, f"dpcomm rank {self.rank}")
-        self._last = self._worker.submit(collective, *call)
-        return Handle(self._last, target.source, (source.source, target.source))
+        in_use = (source.source, target.source)
+        self._last = self._worker.submit(_run_keeping, in_use, collective, call)
+        return Handle(self._last, target.source)
 
     def _settle(self) -> None:
         """Waits for what is in flight: collectives are in the order of their calls."""

@@ -1,6 +1,8 @@
-"""The rank's side of benchmarks/collectives.py: ours.py KIND BYTES CALLS [BYTES CALLS …].
+"""The rank's side of benchmarks/collectives.py, pinned to core RANK modulo cores.
 
-KIND is registered, private, or gloo (torch's, on the same sizes).
+ours.py sums KIND… BUDGET BYTES…   prints KIND BYTES SECONDS for registered, private and gloo
+ours.py python BUDGET              prints the seconds that Python adds to 8 bytes
+ours.py idle SECONDS               prints the cores that all ranks but one use while they wait
 """
 
 from __future__ import annotations
@@ -8,18 +10,24 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 import dpcomm
 
+PROBES, FEWEST, MOST = 3, 5, 2000
+KINDS = ("registered", "private", "gloo")
 
-def ours(comm: dpcomm.Communicator, kind: str, count: int, calls: int) -> list[float]:
+Timer = Callable[[int], list[float]]  # the seconds of each of so many calls
+
+
+def ours(comm: dpcomm.Communicator, kind: str, count: int) -> Timer:
     buffer = comm.empty(count) if kind == "registered" else np.empty(count, np.float32)
-    return comm.core.time_all_reduce(buffer.ctypes.data, count, "float32", "", calls)
+    return lambda calls: comm.core.time_all_reduce(buffer.ctypes.data, count, "float32", "", calls)
 
 
-def gloo(comm: dpcomm.Communicator, count: int, calls: int) -> list[float]:
+def gloo(comm: dpcomm.Communicator, count: int) -> Timer:
     import torch
     import torch.distributed as dist
 
@@ -28,21 +36,80 @@ def gloo(comm: dpcomm.Communicator, count: int, calls: int) -> list[float]:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=comm.rank, world_size=comm.size
         )
-    tensor, seconds = torch.empty(count), []
-    for call in range(calls):
-        tensor.fill_(call & 1)
-        dist.barrier()
-        begin = time.perf_counter()
-        dist.all_reduce(tensor)
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+        torch.set_num_threads(1)
+    tensor = torch.empty(count)
+
+    def timer(calls: int) -> list[float]:
+        seconds = []
+        for call in range(calls):
+            tensor.fill_(call & 1)
+            dist.barrier()
+            begin = time.perf_counter()
+            dist.all_reduce(tensor)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    return timer
 
 
-kind, *numbers = sys.argv[1:]
-comm = dpcomm.init("shm")
-for size, calls in zip(map(int, numbers[::2]), map(int, numbers[1::2]), strict=True):
-    count = size // 4
-    times = gloo(comm, count, calls) if kind == "gloo" else ours(comm, kind, count, calls)
-    slowest = comm.all_reduce(np.array(times), op="max")
+def from_python(comm: dpcomm.Communicator) -> Timer:
+    buffer = comm.empty(2)
+
+    def timer(calls: int) -> list[float]:
+        seconds = []
+        for call in range(calls):
+            buffer[:] = call & 1
+            comm.core.barrier()
+            begin = time.perf_counter()
+            comm.all_reduce(buffer)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    return timer
+
+
+def median_of_slowest(comm: dpcomm.Communicator, timer: Timer, budget: float) -> float:
+    begin = time.perf_counter()
+    timer(PROBES)
+    each = np.array([(time.perf_counter() - begin) / PROBES])
+    slowest = comm.all_reduce(each, op="max")[0]
+    calls = int(np.clip(budget / slowest, FEWEST, MOST))
+    return float(np.median(comm.all_reduce(np.array(timer(calls)), op="max")))
+
+
+def idle_cores(comm: dpcomm.Communicator, seconds: float) -> float:
+    """Rank 0 comes late; the others wait for it in an all-reduce."""
+    comm.barrier()
+    begin, used = time.perf_counter(), time.process_time()
     if comm.rank == 0:
-        print(size, f"{np.median(slowest):.9f}", flush=True)
+        time.sleep(seconds)
+    comm.all_reduce(np.ones(2))
+    cores = (time.process_time() - used) / (time.perf_counter() - begin)
+    return float(comm.all_reduce(np.array([cores if comm.rank else 0.0]))[0])
+
+
+def main(comm: dpcomm.Communicator, what: str, *arguments: str) -> None:
+    def say(*words: object) -> None:
+        if comm.rank == 0:
+            print(*words, flush=True)
+
+    if what == "idle":
+        return say(idle_cores(comm, float(arguments[0])))
+    if what == "python":
+        budget = float(arguments[0])
+        core = median_of_slowest(comm, ours(comm, "registered", 2), budget)
+        return say(median_of_slowest(comm, from_python(comm), budget) - core)
+    kinds = [word for word in arguments if word in KINDS]
+    budget, *sizes = arguments[len(kinds) :]
+    for size in map(int, sizes):
+        for kind in kinds:
+            timer = gloo(comm, size // 4) if kind == "gloo" else ours(comm, kind, size // 4)
+            say(kind, size, f"{median_of_slowest(comm, timer, float(budget)):.9f}")
+    if "gloo" in kinds:  # whose threads must not outlive the process
+        sys.modules["torch"].distributed.destroy_process_group()
+    return None
+
+
+world = dpcomm.init("shm")
+os.sched_setaffinity(0, {world.rank % (os.cpu_count() or 1)})
+main(world, *sys.argv[1:])

@@ -51,6 +51,8 @@ void Direct::run(const Stamp& stamp, const Arguments& arguments) {
   own.input = memory_.token(call_->data, input_bytes(stamp.count));
   own.output = memory_.token(call_->out, stamp.count * width_);
   own.scale = call_->scale;
+  // What is private goes to staging before the others come, who then need not meet once more.
+  if (own.input == SharedMemory::kPrivate) give_window(0);
   memory_.enter(stamp);
   visible() ? run_in_place() : run_staged();
 }
@@ -103,37 +105,51 @@ void Direct::run_in_place() {
 
 // One meeting a window: while a window is worked on, the next is already copied in.
 void Direct::run_staged() {
-  const std::size_t window =
-      std::max<std::size_t>(1, SharedMemory::kStagingBytes / input_bytes(kGrain)) * kGrain;
-  const std::size_t windows = (stamp_->count + window - 1) / window;
-  const auto length = [&](std::size_t w) { return std::min(window, stamp_->count - w * window); };
-  const auto half = [](std::size_t w) { return static_cast<int>(w % 2); };
-  const auto give_window = [&](std::size_t w) {
-    if (gives(rank_)) give(memory_.staging(rank_, half(w)), w * window, length(w));
-  };
+  const std::size_t windows = (stamp_->count + window() - 1) / window();
   // Of two ranks each reads the other's half as fast as it would read a result.
   const bool sliced = one_result() && (size_ > 2 || call_->epilogue);
 
-  give_window(0);
-  memory_.meet(*stamp_);
+  bool all_gave = true;
+  for (int peer = 0; peer < size_; ++peer) {
+    all_gave &= memory_.entry(peer).buffers.input == SharedMemory::kPrivate;
+  }
+  if (!all_gave) {
+    if (memory_.entry(rank_).buffers.input != SharedMemory::kPrivate) give_window(0);
+    memory_.meet(*stamp_);
+  }
   for (std::size_t w = 0; w < windows; ++w) {
-    see(w * window, length(w), [&](int peer) { return memory_.staging(peer, half(w)); });
+    const std::size_t begin = w * window();
+    const std::size_t count = std::min(window(), stamp_->count - begin);
+    const int half = static_cast<int>(w % 2);
+    see(begin, count, [&](int peer) { return memory_.staging(peer, half); });
     if (sliced) {
       results_.clear();
       for (int peer = 0; peer < size_; ++peer) {
-        if (takes(peer)) results_.push_back(memory_.staging(peer, half(w)));
+        if (takes(peer)) results_.push_back(memory_.staging(peer, half));
       }
-      slice(w * window, length(w));
+      slice(begin, count);
     } else if (takes(rank_)) {
-      take(w * window, length(w));
+      take(begin, count);
     }
     if (w + 1 < windows) give_window(w + 1);
     memory_.meet(*stamp_);
     if (sliced && takes(rank_)) {
-      copy_bytes(static_cast<std::byte*>(call_->out) + w * window * width_,
-                 memory_.staging(rank_, half(w)), length(w) * width_);
+      copy_bytes(static_cast<std::byte*>(call_->out) + begin * width_, memory_.staging(rank_, half),
+                 count * width_);
     }
   }
+}
+
+// Elements of a block that go through a half of the staging memory at once.
+std::size_t Direct::window() const {
+  return std::max<std::size_t>(1, SharedMemory::kStagingBytes / input_bytes(kGrain)) * kGrain;
+}
+
+void Direct::give_window(std::size_t index) {
+  const std::size_t begin = index * window();
+  if (!gives(rank_)) return;
+  give(memory_.staging(rank_, static_cast<int>(index % 2)), begin,
+       std::min(window(), stamp_->count - begin));
 }
 
 // The elements [begin, begin + count) of each block of this rank's input.

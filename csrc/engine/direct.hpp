@@ -34,6 +34,8 @@ class Direct {
   void run_staged();
   bool visible();
   std::size_t input_bytes(std::size_t count) const;
+  std::size_t window() const;
+  void give_window(std::size_t index);
   void give(std::byte* to, std::size_t begin, std::size_t count);
   template <class Where>
   void see(std::size_t begin, std::size_t count, Where where);

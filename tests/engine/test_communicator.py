@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -189,6 +192,27 @@ def test_several_collectives_in_flight_finish_in_order_beside_blocking_ones():
 
     for found in results(run_threads(3, body)):
         assert all((result == 3 * (i + 1)).all() for i, result in enumerate(found))
+
+
+def test_arrays_in_flight_live_until_the_end_though_nobody_keeps_them():
+    def body(comm):
+        array, out = np.ones(100_000), np.empty(100_000)
+        alive = [weakref.ref(array), weakref.ref(out)]
+        if comm.rank == 1:
+            time.sleep(0.3)
+        handle = comm.all_reduce(array, out=out, async_op=True)
+        if comm.rank == 0:
+            with pytest.raises(ValueError, match="referenc"):
+                out.resize(200_000)
+        del handle, array, out
+        gc.collect()
+        in_flight = [ref() is not None for ref in alive]
+        comm.barrier()
+        gc.collect()
+        return in_flight if comm.rank == 0 else None, [ref() is None for ref in alive]
+
+    found = results(run_threads(2, body))
+    assert found[0] == ([True, True], [True, True])
 
 
 def test_an_error_in_flight_is_raised_by_wait():
