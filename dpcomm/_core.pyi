@@ -550,6 +550,7 @@ def private_step(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     algo: str = "",
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
+    offset: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None: ...
 def schedule_cost(
     ranks: collections.abc.Sequence[Schedule], bytes: typing.SupportsFloat | typing.SupportsIndex

@@ -34,7 +34,8 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
+        *(f"dpcomm/{n}.py" for n in ("backend", "ddp", "distributed", "ghost", "hooks", "opacus")),
+        *(f"dpcomm/{n}.py" for n in ("parts", "private", "torch", "torch_ops")),
         *(
             f"dpcomm/train/{n}.py"
             for n in ("canaries", "checkpoint", "gradient", "metrics", "model", "trainer")
@@ -44,6 +45,7 @@ PACKAGES = {
     "pyspark": {"dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py", "dpcomm/train/plot.py"},
     "dp_accounting": {"dpcomm/accounting.py"},
+    "opacus": {"dpcomm/opacus.py"},
 }
 
 
