@@ -14,9 +14,10 @@ namespace {
 
 // Sums the ranks' buffers; whoever completes an element adds its noise and scales it before it is
 // sent on. Where one rank owns each element, its noise is drawn once over all ranks.
+// The buffer's first element is element `offset` of the step's.
 void private_step(Communicator& communicator, std::uintptr_t data, std::size_t count,
                   const py::bytes& key, std::string_view generator, std::uint64_t step, double std,
-                  float scale, std::string_view algo, int threads) {
+                  float scale, std::string_view algo, int threads, std::size_t offset) {
   const NoiseSpec spec{key_of(key), generator_of(generator), step, std};
   Arguments arguments{.data = pointer_to<float>(data),
                       .out = pointer_to<float>(data),
@@ -24,8 +25,8 @@ void private_step(Communicator& communicator, std::uintptr_t data, std::size_t c
                       .dtype = DType::kFloat32,
                       .redop = RedOp::kSum};
   if (!algo.empty()) arguments.algorithm = algorithm_of(algo);
-  arguments.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
-    add_noise_and_scale(static_cast<float*>(done), length, offset, spec, scale, threads);
+  arguments.epilogue = [&](void* done, std::size_t begin, std::size_t length) {
+    add_noise_and_scale(static_cast<float*>(done), length, offset + begin, spec, scale, threads);
   };
   const py::gil_scoped_release unlocked;
   communicator.all_reduce(arguments);
@@ -36,7 +37,8 @@ void private_step(Communicator& communicator, std::uintptr_t data, std::size_t c
 void bind_step(py::module_& module) {
   module.def("private_step", &private_step, py::arg("communicator"), py::arg("data"),
              py::arg("count"), py::arg("key"), py::arg("generator"), py::arg("step"),
-             py::arg("std"), py::arg("scale"), py::arg("algo") = "", py::arg("threads") = 1);
+             py::arg("std"), py::arg("scale"), py::arg("algo") = "", py::arg("threads") = 1,
+             py::arg("offset") = 0);
 }
 
 }  // namespace dpcomm

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dpcomm.comm import Communicator
+    from dpcomm.ddp import register_private_hook
+    from dpcomm.distributed import from_process_group
     from dpcomm.ghost import clip_linear
     from dpcomm.launch import init
     from dpcomm.privacy.clip import clip_sum
@@ -52,10 +54,12 @@ __all__ = [
     "add_noise_",
     "clip_linear",
     "clip_sum",
+    "from_process_group",
     "init",
     "make_private",
     "new_key",
     "poisson_sample",
+    "register_private_hook",
     "sgd_update_",
 ]
 
@@ -74,10 +78,12 @@ _LATE = {
     "add_noise_": "dpcomm.privacy.noise",
     "clip_linear": "dpcomm.ghost",
     "clip_sum": "dpcomm.privacy.clip",
+    "from_process_group": "dpcomm.distributed",
     "init": "dpcomm.launch",
     "make_private": "dpcomm.private",
     "new_key": "dpcomm.privacy.noise",
     "poisson_sample": "dpcomm.privacy.sampling",
+    "register_private_hook": "dpcomm.ddp",
     "sgd_update_": "dpcomm.privacy.update",
 }
 

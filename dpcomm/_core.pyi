@@ -595,6 +595,7 @@ def private_step(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     algo: str = "",
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
+    offset: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None: ...
 def routed_transport(
     near: Transport,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ class Communicator:
         self.core = core
         self._whole = whole  # that this is a part of: an error on any of its ranks ends it
         self._worker: ThreadPoolExecutor | None = None
+        self._thread: int | None = None  # the worker's
         self._last: Future[None] | None = None  # the latest that the worker was given
 
     @property
@@ -207,13 +209,13 @@ class Communicator:
 
     def barrier(self) -> None:
         """Returns once every rank has called it."""
-        self._settle()
+        self.settle()
         self.core.barrier()
 
     def split(self, color: int, key: int = 0) -> Communicator | None:
         """The communicator of the ranks that give the same `color`, in the order of `key`, then of
         rank. Every rank calls it; one with a negative color gets None."""
-        self._settle()
+        self.settle()
         core = self.core.split(color, key)
         return None if core is None else Communicator(core, self)
 
@@ -226,12 +228,12 @@ class Communicator:
         """
         from dpcomm import tuner
 
-        self._settle()
+        self.settle()
         return tuner.tune(self, fresh)
 
     def close(self) -> None:
         """This rank's part is over. Called when the process ends in peace."""
-        self._settle()
+        self.settle()
         self.core.close()
 
     def _run(
@@ -248,18 +250,28 @@ class Communicator:
     ) -> Any:
         call = (source.pointer, target.pointer, count, source.dtype, op, algo or "", root, scale)
         if not async_op:
-            self._settle()
+            self.settle()
             collective(*call)
             return target.source
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, f"dpcomm rank {self.rank}")
         in_use = (source.source, target.source)
-        self._last = self._worker.submit(_run_keeping, in_use, collective, call)
-        return Handle(self._last, target.source)
+        return Handle(self.submit(_run_keeping, in_use, collective, call), target.source)
 
-    def _settle(self) -> None:
-        """Waits for what is in flight: collectives are in the order of their calls."""
-        if self._last is not None:
+    def submit(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
+        """Calls `work` on the communicator's thread, after all that is in flight.
+
+        The collectives that it calls, blocking ones, take its place in the order.
+        """
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, f"dpcomm rank {self.rank}", self._begin_thread)
+        self._last = self._worker.submit(work, *arguments)
+        return self._last
+
+    def _begin_thread(self) -> None:
+        self._thread = threading.get_ident()
+
+    def settle(self) -> None:
+        """Returns once nothing is in flight: collectives are in the order of their calls."""
+        if self._last is not None and threading.get_ident() != self._thread:
             wait([self._last])
             self._last = None
 

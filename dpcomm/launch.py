@@ -20,8 +20,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
@@ -79,28 +79,77 @@ def init(
     Raises UsageError for an unknown transport, EnvironmentError where a library is missing,
     TimeoutError when a rank does not come.
     """
+    global _meetings
     transport = transport or os.environ.get("DPCOMM_TRANSPORT")
-    if transport not in (None, "shm", "mpi"):
-        raise _core.UsageError(f"transport {transport!r} is unknown: use shm or mpi")
-    seconds = _core.default_timeout() if timeout is None else float(timeout)
-    if not seconds > 0:
-        raise _core.UsageError(f"timeout {seconds} is no number of seconds: give a positive one")
-
+    seconds = _checked(transport, timeout)
+    _meetings += 1
     job = detect(os.environ)
     if job.launcher == "mpirun":
         job = _meet_by_mpi(job, transport)
     elif transport == "mpi":
         raise _core.UsageError("transport 'mpi' needs mpirun: mpirun -np 8 python …")
-    _core.set_log_rank(job.rank, job.size)
-    comm = Communicator(_core.Communicator(_transport(job, transport, seconds), job.host_of))
+    comm = _open(replace(job, key=f"{job.key}.{_meetings}"), transport, seconds)
     if deterministic:
         comm.core.set_deterministic()
-    _guard(comm)
     if job.launcher == "mpirun" and job.size > 1:
         _introduce(comm)
     if os.environ.get("DPCOMM_TUNE") == "1":
         comm.tune()
     return comm
+
+
+def meet(
+    rank: int,
+    size: int,
+    exchange: Callable[[str], list[str]],
+    transport: str | None = None,
+    timeout: float | None = None,
+) -> Communicator:
+    """The communicator of ranks that can reach each other already: `init` for other libraries.
+
+    `exchange` takes what this rank says and returns what each has said, in the order of ranks. The
+    ranks may be a part of the job where they are on one host; those of several hosts must be all
+    that mpirun started, in its order.
+    """
+    seconds = _checked(transport, timeout)
+    world = detect(os.environ)
+    whole = world.launcher == "mpirun" and (world.rank, world.size) == (rank, size)
+    said = [text.split() for text in exchange(f"{secrets.token_hex(16)} {_host()} {whole}")]
+    hosts = list(dict.fromkeys(host for _, host, _ in said))
+    host_of = tuple(hosts.index(host) for _, host, _ in said)
+    launcher = "mpirun" if all(whole == "True" for _, _, whole in said) else "this group"
+    if launcher != "mpirun" and transport == "mpi":
+        raise _core.UsageError("transport 'mpi' needs a group of all ranks that mpirun started")
+    return _open(Job(launcher, rank, size, said[0][0], len(hosts), host_of), transport, seconds)
+
+
+def alone() -> Communicator:
+    """The communicator of this process, whatever started it."""
+    return Communicator(_core.Communicator(_core.local_transports(1, _core.default_timeout())[0]))
+
+
+def _checked(transport: str | None, timeout: float | None) -> float:
+    if transport not in (None, "shm", "mpi"):
+        raise _core.UsageError(f"transport {transport!r} is unknown: use shm or mpi")
+    seconds = _core.default_timeout() if timeout is None else float(timeout)
+    if not seconds > 0:
+        raise _core.UsageError(f"timeout {seconds} is no number of seconds: give a positive one")
+    return seconds
+
+
+def _open(job: Job, transport: str | None, seconds: float) -> Communicator:
+    if not _live:  # a part of the job keeps the name that the whole has
+        _core.set_log_rank(job.rank, job.size)
+    comm = Communicator(_core.Communicator(_transport(job, transport, seconds), job.host_of))
+    _guard(comm)
+    return comm
+
+
+def _host() -> str:
+    """The same for all processes that can share memory: the machine, and its network namespace,
+    through which they meet."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}.{os.stat('/proc/self/ns/net').st_ino}"
 
 
 def detect(environment: Mapping[str, str]) -> Job:
@@ -158,19 +207,17 @@ def _key(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _transport(job: Job, choice: str | None, seconds: float) -> _core.Transport:
-    global _meetings
-    _meetings += 1
     if choice == "mpi":
         return _start_mpi().transport(seconds)
     if job.size == 1:
         return _core.local_transports(1, seconds)[0]
     if job.hosts == 1:
-        return _core.shm_transport(f"{job.key}.{_meetings}", job.rank, job.size, seconds)
+        return _core.shm_transport(job.key, job.rank, job.size, seconds)
     if choice == "shm":
         raise _core.UsageError("transport 'shm' needs all ranks on one host: use mpi")
     if job.launcher != "mpirun":
         raise _core.EnvironmentError(
-            f"{job.launcher} started ranks on several hosts, which talk through MPI: "
+            f"{job.launcher} has ranks on several hosts, which talk through MPI: "
             "start them by mpirun"
         )
     far = _start_mpi().transport(seconds)
@@ -178,10 +225,7 @@ def _transport(job: Job, choice: str | None, seconds: float) -> _core.Transport:
         return far
     neighbours = [r for r, host in enumerate(job.host_of) if host == job.host_of[job.rank]]
     near = _core.shm_transport(
-        f"{job.key}.{_meetings}.{neighbours[0]}",
-        neighbours.index(job.rank),
-        len(neighbours),
-        seconds,
+        f"{job.key}.{neighbours[0]}", neighbours.index(job.rank), len(neighbours), seconds
     )
     return _core.routed_transport(near, far, job.host_of)
 
@@ -290,16 +334,18 @@ def who(rank: int, size: int) -> str:
 
 def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: says which rank ends and why, then ends all of them."""
+    # Not sys.stderr: torch's hook around this one collects that, to print it after we have ended.
+    stderr = sys.__stderr__ or sys.stderr
     if not isinstance(error, (_core.Error, KeyboardInterrupt)):
-        traceback.print_exception(kind, error, trace)
+        traceback.print_exception(kind, error, trace, file=stderr)
     text = str(error) if isinstance(error, _core.Error) else f"{kind.__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         text = "interrupted by " + ("SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
     comms = list(_live)
-    rank, size = (comms[0].rank, comms[0].size) if comms else (0, 1)
+    size, rank = max(((comm.size, comm.rank) for comm in comms), default=(1, 0))
     sys.stdout.flush()
-    sys.stderr.write(f"dpcomm: {who(rank, size)}: {text}\n")
-    sys.stderr.flush()
+    stderr.write(f"dpcomm: {who(rank, size)}: {text}\n")
+    stderr.flush()
     for comm in comms:
         comm.core.abort(text)
     code = exit_code(error)

@@ -34,7 +34,8 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
+        *(f"dpcomm/{n}.py" for n in ("backend", "ddp", "distributed", "ghost", "hooks", "opacus")),
+        *(f"dpcomm/{n}.py" for n in ("parts", "private", "torch", "torch_ops")),
         "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"
@@ -46,6 +47,7 @@ PACKAGES = {
     "py4j": {"dpcomm/data/hadoop.py", "dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py", "dpcomm/train/plot.py"},
     "dp_accounting": {"dpcomm/accounting.py"},
+    "opacus": {"dpcomm/opacus.py"},
 }
 
 

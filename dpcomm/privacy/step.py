@@ -64,7 +64,7 @@ class PrivateStep:
             raise UsageError(f"algo={algo!r} is unknown: use {', '.join(_core.algorithms())}")
         self.size, self.noise_multiplier = size, noise_multiplier
         self.steps = 0  # noise is drawn for
-        self._comm, self._algo, self._threads = comm, algo or "", threads
+        self.comm, self._algo, self._threads = comm, algo or "", threads
         self._std, self._scale = noise_multiplier * clip_norm, 1 / expected_batch
         self._generator = generator
         self._key = shared_key(comm, unsafe_seed)
@@ -83,13 +83,29 @@ class PrivateStep:
         view = arrays.buffer(buffer, "buffer", ("float32",))
         if view.count != self.size:
             raise UsageError(
-                f"rank {self._comm.rank}/{self._comm.size}: a buffer of {view.count} elements "
+                f"rank {self.comm.rank}/{self.comm.size}: a buffer of {view.count} elements "
                 f"for a step of {self.size}: pass the whole flat gradient"
             )
-        step = self.steps
+        self.comm.settle()
+        self.part(buffer, self.begin(), 0)
+        return buffer
+
+    def begin(self) -> int:
+        """The index of a new step, for `part`. Its noise counts as used from here on."""
         self.steps += 1
+        return self.steps - 1
+
+    def part(self, buffer: Any, step: int, offset: int) -> None:
+        """A call for the elements from `offset` on, of a step that is taken in parts.
+
+        No element may be in two parts of a step, which would have the same noise; the parts are in
+        the same order on every rank.
+        """
+        view = arrays.buffer(buffer, "buffer", ("float32",))
+        if offset + view.count > self.size:
+            raise UsageError(f"elements {offset} to {offset + view.count} of {self.size}")
         _core.private_step(
-            self._comm.core,
+            self.comm.core,
             view.pointer,
             view.count,
             self._key,
@@ -99,8 +115,8 @@ class PrivateStep:
             self._scale,
             self._algo,
             self._threads,
+            offset,
         )
-        return buffer
 
 
 def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:

@@ -1,0 +1,37 @@
+"""The examples run as their first line says, and print what they promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from groups import MPIRUN, ROOT, environment
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+COMMANDS = {
+    "by_hand.py": [str(MPIRUN), "-np", "2", sys.executable],
+    "ddp.py": TORCHRUN,
+    "opacus_engine.py": [sys.executable],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_it_runs(name):
+    if name == "opacus_engine.py":
+        pytest.importorskip("opacus", reason="Opacus is not installed: pip install opacus")
+    command = [*COMMANDS[name], str(ROOT / "examples" / name)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (epsilon,) = re.findall(r"epsilon ([\d.]+)", done.stdout)
+    assert 0 < float(epsilon) < 20
+    accuracy = re.search(r"accuracy ([\d.]+)", done.stdout)
+    assert accuracy is None or float(accuracy[1]) > 0.8
+    assert name != "by_hand.py" or float(re.search(r"off by ([\d.]+)", done.stdout)[1]) < 0.1
+
+
+def test_every_example_is_run_and_told_of():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(COMMANDS)
+    told = (ROOT / "README.md").read_text()
+    assert all(f"examples/{name}" in told for name in COMMANDS)
