@@ -37,7 +37,7 @@ PACKAGES = {
         *(f"dpcomm/{n}.py" for n in ("ghost", "hooks", "parts", "private", "torch", "torch_ops")),
         *(
             f"dpcomm/train/{n}.py"
-            for n in ("canaries", "checkpoint", "gradient", "metrics", "model", "trainer")
+            for n in ("canaries", "checkpoint", "metrics", "model", "step", "trainer")
         ),
     },
     "mpi4py": {"dpcomm/launch.py"},

@@ -63,8 +63,8 @@ void DirectAllReduce::run_in_place() {
     inputs_[peer] = memory_.at(memory_.entry(peer).input);
     outputs_[peer] = memory_.at(memory_.entry(peer).output);
   }
-  if (memory_.crowded() && bytes_ < kFixedSlices) {
-    // Whoever is on a core takes the next piece.
+  if (memory_.crowded() && bytes_ < kFixedSlices && !*epilogue_) {
+    // Whoever is on a core takes the next piece; but an epilogue finds its own elements each time.
     const std::size_t piece = kPieceBytes / width_;
     for (;;) {
       const std::size_t begin = memory_.take_ticket() * piece;

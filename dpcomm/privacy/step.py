@@ -81,26 +81,54 @@ class PrivateStep:
         step's noise counts as used.
         """
         view = arrays.buffer(buffer, "buffer", ("float32",))
-        if view.count != self.size:
-            raise UsageError(
-                f"rank {self._comm.rank}/{self._comm.size}: a buffer of {view.count} elements "
-                f"for a step of {self.size}: pass the whole flat gradient"
-            )
-        step = self.steps
-        self.steps += 1
+        self._check(view, "buffer")
         _core.private_step(
             self._comm.core,
             view.pointer,
             view.count,
             self._key,
             self._generator,
-            step,
+            self.take(),
             self._std,
             self._scale,
             self._algo,
             self._threads,
         )
         return buffer
+
+    def take(self) -> int:
+        """The index of the next noise, which from now on counts as drawn."""
+        self.steps += 1
+        return self.steps - 1
+
+    def sharded(self, gradient: Any, parameters: Any, states: int) -> _core.ShardedUpdate:
+        """This step followed by an optimizer's, in one collective: see `ShardedOptimizer`."""
+        views = [
+            arrays.buffer(gradient, "gradient", ("float32",)),
+            arrays.buffer(parameters, "parameters", ("float32",)),
+        ]
+        for view, name in zip(views, ("gradient", "parameters"), strict=True):
+            self._check(view, name)
+        return _core.ShardedUpdate(
+            self._comm.core,
+            views[0].pointer,
+            views[1].pointer,
+            self.size,
+            states,
+            self._key,
+            self._generator,
+            self._std,
+            self._scale,
+            self._algo,
+            self._threads,
+        )
+
+    def _check(self, view: arrays.Array, name: str) -> None:
+        if view.count != self.size:
+            raise UsageError(
+                f"rank {self._comm.rank}/{self._comm.size}: a {name} of {view.count} elements "
+                f"for a step of {self.size}: pass the whole flat gradient"
+            )
 
 
 def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:
