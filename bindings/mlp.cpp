@@ -3,13 +3,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <string_view>
 #include <tuple>
 
 #include "base/error.hpp"
 #include "memory.hpp"
 #include "model/mlp.hpp"
+#include "records.hpp"
 
 namespace py = pybind11;
 
@@ -36,55 +36,15 @@ Loss loss_of(std::string_view name) {
       "loss '", name, "' is unknown: use binary_cross_entropy, cross_entropy or squared_error"));
 }
 
-// Records in one or several arrays, numbered through; finds the rows of a batch.
-class Records {
- public:
-  struct Segment {
-    std::uintptr_t inputs;
-    std::size_t input_stride;  // in elements
-    std::uintptr_t targets;    // may be null
-    std::size_t target_stride;
-    std::int64_t count;
-    std::int64_t end;  // one past the global id of the last record
-  };
-
-  explicit Records(const std::vector<std::tuple<std::uintptr_t, std::size_t, std::uintptr_t,
-                                                std::size_t, std::int64_t>>& segments) {
-    std::int64_t end = 0;
-    for (const auto& [inputs, input_stride, targets, target_stride, count] : segments) {
-      end += count;
-      segments_.push_back({inputs, input_stride, targets, target_stride, count, end});
-    }
+Batch find(const Records& records, const std::optional<Ids>& ids) {
+  Batch batch;
+  if (ids) {
+    records.find({ids->data(), static_cast<std::size_t>(ids->size())}, batch);
+  } else {
+    records.find_all(batch);
   }
-
-  std::int64_t count() const { return segments_.empty() ? 0 : segments_.back().end; }
-
-  // The pointers stay valid until the next call.
-  Samples find(const std::optional<Ids>& ids) {
-    const auto n = static_cast<std::size_t>(ids ? ids->size() : count());
-    const std::int64_t* id = ids ? ids->data() : nullptr;
-    rows_.resize(n);
-    targets_.resize(n);
-    auto segment = segments_.begin();
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::int64_t record = id ? id[i] : static_cast<std::int64_t>(i);
-      DPCOMM_CHECK(0 <= record && record < count(), UsageError, "record id ", record,
-                   " at position ", i, ": there are ", count(), " records");
-      if (record < segment->end - segment->count || record >= segment->end) {
-        segment = std::upper_bound(segments_.begin(), segments_.end(), record,
-                                   [](std::int64_t at, const Segment& s) { return at < s.end; });
-      }
-      const auto at = static_cast<std::size_t>(record - (segment->end - segment->count));
-      rows_[i] = pointer_to<const float>(segment->inputs) + at * segment->input_stride;
-      targets_[i] = pointer_to<const float>(segment->targets) + at * segment->target_stride;
-    }
-    return {n, rows_.data(), targets_.data()};
-  }
-
- private:
-  std::vector<Segment> segments_;
-  std::vector<const float*> rows_, targets_;
-};
+  return batch;
+}
 
 Mlp make(const std::vector<std::tuple<int, int, bool, std::string>>& layers,
          const std::string& loss, int threads, const std::string& isa) {
@@ -95,38 +55,33 @@ Mlp make(const std::vector<std::tuple<int, int, bool, std::string>>& layers,
   return Mlp(std::move(chain), loss_of(loss), threads, isa_of(isa));
 }
 
-std::size_t clipped_sum(Mlp& mlp, std::uintptr_t parameters, Records& records,
+std::size_t clipped_sum(Mlp& mlp, std::uintptr_t parameters, const Records& records,
                         const std::optional<Ids>& ids, double clip_norm, std::uintptr_t total,
                         std::uintptr_t losses, std::uintptr_t norms, bool accumulate) {
   const py::gil_scoped_release unlocked;
-  return mlp.clipped_sum(pointer_to<const float>(parameters), records.find(ids), clip_norm,
-                         pointer_to<float>(total), pointer_to<float>(losses),
+  return mlp.clipped_sum(pointer_to<const float>(parameters), find(records, ids).samples(),
+                         clip_norm, pointer_to<float>(total), pointer_to<float>(losses),
                          pointer_to<double>(norms), accumulate);
 }
 
-void gradient_sum(Mlp& mlp, std::uintptr_t parameters, Records& records,
+void gradient_sum(Mlp& mlp, std::uintptr_t parameters, const Records& records,
                   const std::optional<Ids>& ids, std::uintptr_t total, std::uintptr_t losses,
                   bool accumulate) {
   const py::gil_scoped_release unlocked;
-  mlp.gradient_sum(pointer_to<const float>(parameters), records.find(ids), pointer_to<float>(total),
-                   pointer_to<float>(losses), accumulate);
+  mlp.gradient_sum(pointer_to<const float>(parameters), find(records, ids).samples(),
+                   pointer_to<float>(total), pointer_to<float>(losses), accumulate);
 }
 
-void evaluate(Mlp& mlp, std::uintptr_t parameters, Records& records, const std::optional<Ids>& ids,
-              std::uintptr_t outputs, std::uintptr_t losses) {
+void evaluate(Mlp& mlp, std::uintptr_t parameters, const Records& records,
+              const std::optional<Ids>& ids, std::uintptr_t outputs, std::uintptr_t losses) {
   const py::gil_scoped_release unlocked;
-  mlp.evaluate(pointer_to<const float>(parameters), records.find(ids), pointer_to<float>(outputs),
-               pointer_to<float>(losses));
+  mlp.evaluate(pointer_to<const float>(parameters), find(records, ids).samples(),
+               pointer_to<float>(outputs), pointer_to<float>(losses));
 }
 
 }  // namespace
 
 void bind_mlp(py::module_& module) {
-  py::class_<Records>(module, "Records")
-      .def(py::init<const std::vector<std::tuple<std::uintptr_t, std::size_t, std::uintptr_t,
-                                                 std::size_t, std::int64_t>>&>(),
-           py::arg("segments"))
-      .def("__len__", &Records::count);
   py::class_<Mlp>(module, "Mlp")
       .def(py::init(&make), py::arg("layers"), py::arg("loss"), py::arg("threads"),
            py::arg("isa") = "auto")

@@ -4,11 +4,15 @@
 #include "communicator.hpp"
 #include "errors.hpp"
 #include "gather.hpp"
+#include "ghost.hpp"
 #include "memory.hpp"
 #include "mlp.hpp"
+#include "native_step.hpp"
 #include "noise.hpp"
+#include "records.hpp"
 #include "sampling.hpp"
 #include "schedule.hpp"
+#include "sharded_update.hpp"
 #include "step.hpp"
 #include "update.hpp"
 
@@ -17,6 +21,8 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_errors(module);
   dpcomm::bind_clip(module);
   dpcomm::bind_gather(module);
+  dpcomm::bind_ghost(module);
+  dpcomm::bind_records(module);
   dpcomm::bind_mlp(module);
   dpcomm::bind_noise(module);
   dpcomm::bind_sampling(module);
@@ -25,4 +31,6 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_communicator(module);
   dpcomm::bind_step(module);
   dpcomm::bind_update(module);
+  dpcomm::bind_sharded_update(module);
+  dpcomm::bind_native_step(module);
 }

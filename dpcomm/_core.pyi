@@ -22,12 +22,14 @@ __all__: list[str] = [
     "Memory",
     "MismatchError",
     "Mlp",
+    "NativeStep",
     "Receive",
     "Records",
     "Round",
     "Schedule",
     "Send",
     "Sgd",
+    "ShardedUpdate",
     "TimeoutError",
     "Transport",
     "UsageError",
@@ -42,6 +44,7 @@ __all__: list[str] = [
     "default_timeout",
     "gather",
     "gaussian_pair",
+    "ghost_clip",
     "local_transports",
     "noise_isas",
     "philox4x32_block",
@@ -477,6 +480,55 @@ class Adam:
     @count.setter
     def count(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
+class ShardedUpdate:
+    def __init__(
+        self,
+        communicator: Communicator,
+        gradient: typing.SupportsInt | typing.SupportsIndex,
+        parameters: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        states: typing.SupportsInt | typing.SupportsIndex,
+        key: bytes,
+        generator: str,
+        std: typing.SupportsFloat | typing.SupportsIndex,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+        algo: str,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def adopt(self) -> None: ...
+    def gather(
+        self,
+        state: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def restore(
+        self,
+        state: typing.SupportsInt | typing.SupportsIndex,
+        from_: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def step(
+        self, step: typing.SupportsInt | typing.SupportsIndex, optimizer: Sgd | Adam
+    ) -> None: ...
+
+class NativeStep:
+    def __call__(
+        self,
+        batch: typing.SupportsInt | typing.SupportsIndex,
+        step: typing.SupportsInt | typing.SupportsIndex,
+        optimizer: Sgd | Adam,
+    ) -> int: ...
+    def __init__(
+        self,
+        update: ShardedUpdate,
+        mlp: Mlp,
+        records: Records,
+        sampling_key: bytes,
+        sample_rate: typing.SupportsFloat | typing.SupportsIndex,
+        begin: typing.SupportsInt | typing.SupportsIndex,
+        end: typing.SupportsInt | typing.SupportsIndex,
+        clip_norm: typing.SupportsFloat | typing.SupportsIndex | None,
+    ) -> None: ...
+
 class TimeoutError(Error, builtins.TimeoutError):
     pass
 
@@ -559,6 +611,26 @@ def gather(
 def gaussian_pair(
     a: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex
 ) -> tuple[float, float]: ...
+def ghost_clip(
+    layers: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            bool,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    samples: typing.SupportsInt | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    clip_norm: typing.SupportsFloat | typing.SupportsIndex,
+    norms: typing.SupportsInt | typing.SupportsIndex,
+    factors: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex = 1,
+) -> int: ...
 def local_transports(
     size: typing.SupportsInt | typing.SupportsIndex,
     timeout: typing.SupportsFloat | typing.SupportsIndex,

@@ -1,20 +1,22 @@
 """Clipped per-sample gradients through an ordinary backward pass.
 
-Hooks note what goes into each layer and the gradient of what comes out, from which its part of the
-gradient follows (dpcomm/parts.py).
+Noted is what goes into each layer and the gradient of what comes out, from which its part of the
+gradient follows (dpcomm/parts.py). Linear layers get no plain gradient that nobody would use; a
+module of nothing else, each used on one matrix, takes one native call and a product a layer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from dpcomm import _core
 from dpcomm._core import UsageError
 from dpcomm.parts import Use, parts_of
-from dpcomm.torch import Clipped, FlatParameters, add_clipped, refuse_mixing
+from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
 
 
 @dataclass
@@ -27,6 +29,31 @@ class Call:
 
     def note(self, gradient: Tensor) -> None:
         self.gradient = gradient.detach()
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose parameters get no gradient: the call notes what one is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (gradient,) = gradients
+        ctx.call.note(gradient)
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+
+
+@dataclass(frozen=True)
+class Added:
+    """What is known of samples whose clipped gradients were added up. Un-noised."""
+
+    norms: Tensor  # [B] float64, before clipping
+    nonfinite: int  # samples that were left out
 
 
 class SampleHooks:
@@ -53,6 +80,8 @@ class SampleHooks:
         self._parameters, self._clip_norm = parameters, clip_norm
         self._mean = loss_reduction == "mean"
         self._calls: list[Call] = []
+        self._forming = False  # per-sample gradients, by calling the layers again
+        self._owners: dict[Tensor, nn.Module] = {}
         owners: dict[Tensor, str] = {}
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
@@ -63,17 +92,39 @@ class SampleHooks:
                         "or train with dpcomm.torch.ClippedGradient, which takes shared ones"
                     )
                 owners[parameter] = name
+                self._owners[parameter] = layer
             if own and list(layer.children()):
                 raise UsageError(
                     f"{name or 'the module'} ({type(layer).__name__}) holds parameters beside "
                     "layers, whose use no hook can see: put them into a layer of their own, or "
                     "train with dpcomm.torch.ClippedGradient"
                 )
-            if own:
+            if type(layer) is nn.Linear and layer.weight.requires_grad:
+                self._watch_linear(layer)
+            elif own:
                 layer.register_forward_hook(self._note)
 
+    def _watches(self, layer: nn.Module) -> bool:
+        return layer.training and torch.is_grad_enabled() and not self._forming
+
+    def _watch_linear(self, layer: nn.Linear) -> None:
+        plain = layer.forward
+
+        def forward(x: Tensor) -> Tensor:
+            if not self._watches(layer):
+                return plain(x)
+            if x.dim() < 2:
+                output = plain(x)
+                self._note(layer, (x,), output)
+                return output
+            call = Call(layer, x.detach())
+            self._calls.append(call)
+            return cast(Tensor, _Linear.apply(x, layer.weight, layer.bias, call))
+
+        layer.forward = forward  # type: ignore[method-assign, assignment]
+
     def _note(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not layer.training or not torch.is_grad_enabled():
+        if not self._watches(layer):
             return
         if len(args) != 1 or not isinstance(output, Tensor):
             raise UsageError(
@@ -92,8 +143,9 @@ class SampleHooks:
         """Drops what was noted and not added."""
         self._calls.clear()
 
-    def add_up(self) -> Clipped | None:
-        """Adds the samples' clipped gradients to the flat gradient; None if there are none."""
+    def add_up(self, fresh: bool = False) -> Added | None:
+        """Adds the samples' clipped gradients to the flat gradient, which if `fresh` counts as
+        zero; None, and nothing is done, if there are no samples."""
         calls = [call for call in self._calls if call.gradient is not None]
         self._calls.clear()
         if not calls:
@@ -105,17 +157,87 @@ class SampleHooks:
                 "first dimension, and call optimizer.step() or zero_grad() after each batch"
             )
         (samples,) = sizes
+        scale = float(samples) if self._mean else 1.0
         by_layer: dict[nn.Module, list[Call]] = {}
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
-        scale = float(samples) if self._mean else 1.0
-        placed = [
-            part
-            for layer, noted in by_layer.items()
-            for part in parts_of(layer, [Use(c.input, _gradient(c) * scale) for c in noted])
-        ]
+        if all(map(_is_matrix, by_layer.values())):
+            return self._add_matrices([uses[0] for uses in by_layer.values()], scale, fresh)
+        if fresh:
+            self._parameters.gradient.zero_()
+        self._forming = True
+        try:
+            placed = [
+                part
+                for layer, noted in by_layer.items()
+                for part in parts_of(layer, [Use(c.input, _gradient(c) * scale) for c in noted])
+            ]
+        finally:
+            self._forming = False
         clipped = add_clipped(placed, self._parameters, self._clip_norm)
-        return Clipped(torch.zeros(0), clipped.norms, clipped.nonfinite)
+        return Added(clipped.norms, clipped.nonfinite)
+
+    def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
+        samples = len(calls[0].input)
+        norms, factors = torch.empty(samples, dtype=torch.float64), torch.empty(samples)
+        weighted: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        uses = []
+        for call in calls:
+            layer = cast(nn.Linear, call.layer)
+            a, g = _rows(call.input), _rows(_gradient(call))
+            clipped = torch.empty(g.shape)
+            weighted.append((layer, a, clipped))
+            uses.append(
+                (a.data_ptr(), a.shape[1], a.stride(0), g.data_ptr(), g.shape[1], g.stride(0),
+                 _has_bias(layer), clipped.data_ptr())
+            )  # fmt: skip
+        nonfinite = _core.ghost_clip(
+            uses,
+            samples,
+            scale,
+            self._clip_norm,
+            norms.data_ptr(),
+            factors.data_ptr(),
+            1,  # the threads of torch's pool still spin on the other cores
+        )
+        keep = norms.isfinite() if nonfinite else None  # left out, not scaled: 0·NaN is NaN
+        written = 0
+        for layer, a, clipped in weighted:
+            if keep is not None:
+                a, clipped = a[keep], clipped[keep]
+            weight = self._parameters.gradient_of(layer.weight)
+            weight.addmm_(clipped.t(), a, beta=0 if fresh else 1)
+            written += weight.numel()
+            if _has_bias(layer):
+                bias = self._parameters.gradient_of(layer.bias)
+                if fresh:
+                    torch.sum(clipped, 0, out=bias)
+                else:
+                    bias.add_(clipped.sum(0))
+                written += bias.numel()
+        if fresh and written < self._parameters.size:
+            used = {call.layer for call in calls}
+            for parameter, owner in self._owners.items():
+                if owner not in used:
+                    self._parameters.gradient_of(parameter).zero_()
+        return Added(norms, nonfinite)
+
+
+def _has_bias(layer: nn.Linear) -> bool:
+    return layer.bias is not None and layer.bias.requires_grad
+
+
+def _is_matrix(uses: list[Call]) -> bool:
+    """A linear layer used once on [B, inputs]."""
+    layer, x = uses[0].layer, uses[0].input
+    once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
+    return once and type(layer) is nn.Linear and layer.weight.requires_grad
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The same, with rows that lie without gaps, apart from each other as they may be."""
+    gaps = matrix.shape[1] > 1 and matrix.stride(1) != 1
+    return matrix.contiguous() if gaps else matrix
 
 
 def _gradient(call: Call) -> Tensor:

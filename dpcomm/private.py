@@ -13,20 +13,25 @@ print(optimizer.get_epsilon(delta=1e-5))
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from dpcomm import accounting
 from dpcomm._core import UsageError
 from dpcomm.hooks import SampleHooks
+from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
 from dpcomm.privacy.plan import check_same
 from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
+
+logger = logging.getLogger("dpcomm")
 
 
 def make_private(
@@ -88,7 +93,7 @@ def make_private(
             "the optimizer's parameters are not the module's trainable ones: what it updates "
             "beyond them would not be private; make it of module.parameters()"
         )
-    parameters = FlatParameters(module)
+    parameters = FlatParameters(module, lambda size: comm.empty(size, torch.float32))
     comm.broadcast(parameters.values.detach())
     hooks = SampleHooks(module, parameters, max_grad_norm, loss_reduction)
     step = PrivateStep(
@@ -131,6 +136,7 @@ class PrivateLoader:
         self.last_part = True  # of the batch that was handed out last
         self._comm, self._most = comm, most
         self._key = shared_key(comm, unsafe_seed)
+        self._tensors = _tensors_of(loader)
         self._loader = DataLoader(
             loader.dataset,
             batch_sampler=_Given(self._parts),
@@ -143,16 +149,24 @@ class PrivateLoader:
         return max(1, round(1 / self.sample_rate))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        if self._tensors is None:
+            return iter(self._loader)
+        return map(self.load, self._parts())
 
-    def _parts(self) -> Iterator[list[int]]:
+    def load(self, ids: np.ndarray) -> list[Tensor]:
+        """The records `ids` of a TensorDataset, without a Python call for each."""
+        assert self._tensors is not None
+        chosen = torch.from_numpy(ids)
+        return [tensor.index_select(0, chosen) for tensor in self._tensors]
+
+    def _parts(self) -> Iterator[np.ndarray]:
         rank, size = self._comm.rank, self._comm.size
         begin, end = self.records * rank // size, self.records * (rank + 1) // size
         for _ in range(len(self)):
-            ids = poisson_sample(self._key, self.drawn, self.sample_rate, begin, end).tolist()
+            ids = poisson_sample(self._key, self.drawn, self.sample_rate, begin, end)
             self.drawn += 1
             most = self._most or max(1, len(ids))
-            parts = [ids[i : i + most] for i in range(0, len(ids), most)] or [[]]
+            parts = [ids[i : i + most] for i in range(0, len(ids), most)] or [ids]
             for index, part in enumerate(parts, 1):
                 self.last_part = index == len(parts)
                 self.parts, self.part_size = self.parts + 1, len(part)
@@ -174,6 +188,18 @@ class PrivateOptimizer:
         self.original = original
         self._parameters, self._hooks, self._private_step = parameters, hooks, step
         self._loader, self._accountant = loader, accountant
+        self._sharded: ShardedOptimizer | None = None
+        if (native := native_form(original)) is not None and not original.state:
+            self._sharded = ShardedOptimizer(
+                step, parameters.gradient, parameters.values.detach(), native
+            )
+        else:
+            logger.info(
+                "%s is left to torch, whole on every rank: SGD without dampening, Adam and AdamW, "
+                "new and with one group of parameters, are sharded",
+                type(original).__name__,
+            )
+        self._versions = self._count_versions()
         self._of = 0  # the batch that the samples on their way belong to
         self._part, self._part_size = 0, 0  # what of it they are
         self._added = 0  # the part that was added to the gradient last
@@ -197,7 +223,8 @@ class PrivateOptimizer:
         """Drops what was passed backward since the last step; parts of a batch already stepped on
         stay."""
         self._hooks.forget()
-        self.original.zero_grad(set_to_none)
+        for parameter in self._parameters.all:
+            parameter.grad = None
 
     def step(self) -> None:
         """Clips, sums over ranks, adds noise, updates: one private step for each batch drawn.
@@ -213,12 +240,63 @@ class PrivateOptimizer:
         if self._begun is None:
             self._parameters.gradient.zero_()  # an empty batch
         self._begun, self._stepped = None, self._loader.drawn
-        self._private_step(self._parameters.gradient)
-        for parameter in self._parameters.all:
-            parameter.grad = self._parameters.gradient_of(parameter)
-        self.original.step()
+        if self._sharded is None:
+            self._private_step(self._parameters.gradient)
+            for parameter in self._parameters.all:
+                parameter.grad = self._parameters.gradient_of(parameter)
+            self.original.step()
+        else:
+            self._update(self._sharded)
         # Backward would add to what lies in .grad, and that is the flat gradient.
-        self.original.zero_grad(set_to_none=True)
+        for parameter in self._parameters.all:
+            parameter.grad = None
+
+    def _update(self, sharded: ShardedOptimizer) -> None:
+        native = native_form(self.original)  # its numbers as a schedule left them
+        if native is None:
+            raise UsageError(
+                "the optimizer's settings changed to some that cannot be sharded: set them before "
+                "make_private"
+            )
+        sharded.optimizer = native
+        if (versions := self._count_versions()) != self._versions:
+            sharded.adopt()  # a checkpoint was loaded, say
+            self._versions = versions
+        sharded()
+        self.original._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers look
+
+    def _count_versions(self) -> int:
+        """Changes whenever torch, and not our own update, writes parameters."""
+        return sum(parameter._version for parameter in self._parameters.all)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's of the user's optimizer, the state of all ranks. Collective."""
+        saved = self.original.state_dict()
+        if self._sharded is None or self._sharded.count == 0:
+            return saved
+        ours = self._sharded.state_dict()
+        count = torch.tensor(float(ours.pop("count")))
+        views = {n: self._parameters.views(torch.from_numpy(flat)) for n, flat in ours.items()}
+        (group,) = self.original.param_groups
+        saved["state"] = {
+            index: {"step": count} | {name: view[p] for name, view in views.items()}
+            for index, p in enumerate(group["params"])
+        }
+        return saved
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """What `state_dict` gave, on any number of ranks. Collective."""
+        if self._sharded is None or not saved["state"]:
+            return self.original.load_state_dict(saved)
+        self.original.load_state_dict(saved | {"state": {}})
+        (group,) = self.original.param_groups
+        ours: dict[str, Any] = {"count": saved["state"][0]["step"]}
+        for name in native_form(self.original).states:  # type: ignore[union-attr]
+            flat = torch.empty(self._parameters.size)
+            for index, p in enumerate(group["params"]):
+                self._parameters.views(flat)[p].copy_(saved["state"][index][name])
+            ours[name] = flat
+        return self._sharded.load_state_dict(ours)
 
     def get_epsilon(self, delta: float) -> float:
         """ε of the steps taken so far."""
@@ -230,8 +308,8 @@ class PrivateOptimizer:
     def _gather(self) -> None:
         if not self._hooks.waiting():
             return
-        if self._begun is None:
-            self._parameters.gradient.zero_()
+        fresh = self._begun is None
+        if fresh:
             self._begun = self._of
         if self._begun != self._of:
             raise UsageError(
@@ -244,23 +322,51 @@ class PrivateOptimizer:
                 "add the losses and pass their sum backward, once"
             )
         self._added = self._part
-        clipped = self._hooks.add_up()
-        if clipped and len(clipped.norms) > self._part_size:
+        added = self._hooks.add_up(fresh)
+        if added and len(added.norms) > self._part_size:
             raise UsageError(
-                f"{len(clipped.norms)} samples were passed backward, of a batch of "
+                f"{len(added.norms)} samples were passed backward, of a batch of "
                 f"{self._part_size}: a record that is there several times would count as often; "
                 "pass what the loader gives, each sample once"
             )
 
 
+def native_form(optimizer: torch.optim.Optimizer) -> Sgd | Adam | None:
+    """The same optimizer as one of ours, with its present numbers; None if it is none of them."""
+    kind, groups = type(optimizer), optimizer.param_groups
+    names = {
+        torch.optim.SGD: "dampening",
+        torch.optim.Adam: "amsgrad",
+        torch.optim.AdamW: "amsgrad",
+    }
+    if kind not in names or len(groups) != 1:
+        return None
+    group = groups[0]
+    if group[names[kind]] or group["maximize"] or group["differentiable"]:
+        return None
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    if kind is torch.optim.SGD:
+        return Sgd(lr, group["momentum"], decay, group["nesterov"])
+    decoupled = kind is torch.optim.AdamW or group.get("decoupled_weight_decay", False)
+    return Adam(lr, group["betas"], group["eps"], decay, decoupled)
+
+
 class _Given:
     """A batch sampler of what a function yields."""
 
-    def __init__(self, parts: Callable[[], Iterator[list[int]]]) -> None:
+    def __init__(self, parts: Callable[[], Iterator[np.ndarray]]) -> None:
         self._parts = parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._parts()
+        return (part.tolist() for part in self._parts())
+
+
+def _tensors_of(loader: DataLoader) -> tuple[Tensor, ...] | None:
+    """What a TensorDataset in an ordinary loader holds: its batches can be gathered by index."""
+    plain = type(loader.dataset) is TensorDataset and loader.collate_fn is default_collate
+    if not plain or loader.pin_memory:
+        return None
+    return loader.dataset.tensors  # type: ignore[attr-defined]
 
 
 def _with_empty(collate: Callable[[list[Any]], Any], dataset: Any) -> Callable[[list[Any]], Any]:

@@ -32,11 +32,12 @@ class FlatParameters:
     """The trainable parameters of a module, moved into one flat float32 tensor.
 
     `values` [P] is a leaf for an optimizer, and its `grad` is `gradient` [P]; the module's own
-    parameters are views of the one, in the order of `module.parameters()`. Raises UsageError for a
-    parameter that is not float32 on the CPU, or where nothing is trainable.
+    parameters are views of the one, in the order of `module.parameters()`. `empty` makes the two,
+    as with `comm.empty` in memory that other ranks see. Raises UsageError for a parameter that is
+    not float32 on the CPU, or where nothing is trainable.
     """
 
-    def __init__(self, module: nn.Module, gradient: Tensor | None = None) -> None:
+    def __init__(self, module: nn.Module, empty: Callable[[int], Tensor] = torch.empty) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise UsageError("the module has no trainable parameter: set requires_grad on some")
@@ -45,17 +46,18 @@ class FlatParameters:
                 raise UsageError(f"parameter {name} is {parameter.dtype}: call module.float()")
         self.all = [parameter for _, parameter in named]
         self.size = sum(parameter.numel() for parameter in self.all)
-        self.gradient = torch.zeros(self.size) if gradient is None else gradient
+        self.gradient = empty(self.size).zero_()
         flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.all])
-        self.values = nn.Parameter(flat)
+        self.values = nn.Parameter(empty(self.size).copy_(flat))
         self.values.grad = self.gradient
-        self._gradients: dict[Tensor, Tensor] = {}
-        begin = 0
-        for parameter in self.all:
-            piece = slice(begin, begin + parameter.numel())
-            parameter.data = self.values.data[piece].view(parameter.shape)
-            self._gradients[parameter] = self.gradient[piece].view(parameter.shape)
-            begin = piece.stop
+        for owner, view in self.views(self.values.data).items():
+            owner.data = view
+        self._gradients = self.views(self.gradient)
+
+    def views(self, flat: Tensor) -> dict[Tensor, Tensor]:
+        """The part of `flat` [P] that is each parameter's, in its shape."""
+        pieces = flat.split([parameter.numel() for parameter in self.all])
+        return {p: piece.view(p.shape) for p, piece in zip(self.all, pieces, strict=True)}
 
     def gradient_of(self, parameter: Tensor) -> Tensor:
         """The part of `gradient` that is `parameter`'s, in its shape."""

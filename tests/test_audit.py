@@ -91,12 +91,12 @@ def halve_the_noise(monkeypatch):
 def clip_to_twice_the_norm(monkeypatch):
     from dpcomm.train import trainer
 
-    right = trainer.gradient_source
+    right = trainer.training_step
     monkeypatch.setattr(
         trainer,
-        "gradient_source",
-        lambda module, parameters, data, clip_norm, threads: right(
-            module, parameters, data, 2 * clip_norm, threads
+        "training_step",
+        lambda module, parameters, batches, clip_norm, *rest: right(
+            module, parameters, batches, 2 * clip_norm, *rest
         ),
     )
 

@@ -236,7 +236,7 @@ def test_the_bound_holds_where_scaled_gradients_are_subnormal(hooks):
         if hooks:
             watch = SampleHooks(model, parameters, clip_norm, "sum")
             nn.functional.cross_entropy(model(inputs), targets, reduction="sum").backward()
-            watch.add_up()
+            watch.add_up(fresh=True)
         else:
             loss = partial(nn.functional.cross_entropy, reduction="none")
             ClippedGradient(model, parameters, loss, clip_norm)(inputs, targets)

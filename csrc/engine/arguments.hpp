@@ -12,7 +12,8 @@ namespace dpcomm {
 
 // Called once for every element on the ranks that complete it, before it is sent on: the completed
 // elements, where they begin in the whole buffer, and their number. Ranks that complete the same
-// elements must change them alike.
+// elements must change them alike. A rank completes the same elements in every call on the same
+// buffers, so that an epilogue may keep what belongs to them.
 using Epilogue = std::function<void(void* data, std::size_t offset, std::size_t count)>;
 
 // What a collective is called with; each one says which members it reads.

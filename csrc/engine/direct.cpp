@@ -89,8 +89,8 @@ void Direct::run_in_place() {
 
   if (!one_result()) {
     take(0, stamp_->count);
-  } else if (memory_.crowded() && stamp_->count * width_ < kFixedSlices) {
-    // Whoever is on a core takes the next piece.
+  } else if (memory_.crowded() && stamp_->count * width_ < kFixedSlices && !call_->epilogue) {
+    // Whoever is on a core takes the next piece; but an epilogue finds its own elements each time.
     const std::size_t piece = kPieceBytes / width_;
     for (;;) {
       const std::size_t begin = memory_.take_ticket() * piece;

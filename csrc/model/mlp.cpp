@@ -106,7 +106,7 @@ struct Mlp::Plan {
   }
 
   std::size_t run(StepTask step, const Samples& samples, float* outputs, float* losses,
-                  double* norms, bool accumulate) {
+                  double* norms, bool accumulate, const Beside& beside) {
     reserve(samples.count);
     step.layers = layers.data();
     step.layer_count = static_cast<int>(layers.size());
@@ -116,10 +116,14 @@ struct Mlp::Plan {
       std::fill_n(step.total, parameters, 0.0f);
     }
     std::atomic<std::size_t> nonfinite{0};
+    std::size_t others = beside.count;
+    if (samples.count == 0) share(others, [&](int, std::size_t i) { beside.work(i); });
     for (std::size_t first = 0; first < samples.count; first += chunk) {
       const std::size_t count = std::min(chunk, samples.count - first);
       const std::size_t panels = (count + kPanel - 1) / kPanel;
-      share(panels, [&](int thread, std::size_t p) {
+      share(others + panels, [&](int thread, std::size_t i) {
+        if (i < others) return beside.work(i);
+        const std::size_t p = i - others;
         const std::size_t at = first + p * kPanel;
         const auto within = [&](std::size_t from) {
           return static_cast<int>(std::min<std::size_t>(kPanel, samples.count - from));
@@ -137,6 +141,7 @@ struct Mlp::Plan {
         if (norms != nullptr) panel.norms = norms + at;
         if (const int some = loops.panel(step, panel)) nonfinite.fetch_add(some);
       });
+      others = 0;
       if (step.mode == Mode::kEvaluate) continue;
       share(tiles.size(), [&](int, std::size_t t) {
         TileTask tile = tiles[t];
@@ -196,23 +201,24 @@ Mlp::~Mlp() = default;
 std::size_t Mlp::parameters() const { return plan_->parameters; }
 
 std::size_t Mlp::clipped_sum(const float* parameters, const Samples& samples, double clip_norm,
-                             float* total, float* losses, double* norms, bool accumulate) {
+                             float* total, float* losses, double* norms, bool accumulate,
+                             const Beside& beside) {
   DPCOMM_CHECK(clip_norm > 0 && std::isfinite(clip_norm), UsageError, "clip norm ", clip_norm,
                ": give a positive number");
   return plan_->run(
       {.mode = Mode::kClipped, .parameters = parameters, .clip_norm = clip_norm, .total = total},
-      samples, nullptr, losses, norms, accumulate);
+      samples, nullptr, losses, norms, accumulate, beside);
 }
 
 void Mlp::gradient_sum(const float* parameters, const Samples& samples, float* total, float* losses,
-                       bool accumulate) {
+                       bool accumulate, const Beside& beside) {
   plan_->run({.mode = Mode::kGradient, .parameters = parameters, .total = total}, samples, nullptr,
-             losses, nullptr, accumulate);
+             losses, nullptr, accumulate, beside);
 }
 
 void Mlp::evaluate(const float* parameters, const Samples& samples, float* outputs, float* losses) {
   plan_->run({.mode = Mode::kEvaluate, .parameters = parameters}, samples, outputs, losses, nullptr,
-             false);
+             false, {});
 }
 
 }  // namespace dpcomm

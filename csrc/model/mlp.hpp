@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -27,6 +28,13 @@ struct Samples {
   std::size_t count;
   const float* const* rows;
   const float* const* targets;
+};
+
+// Work that needs none of the samples, in `count` parts: the threads that go through the samples do
+// it too, first, so that none of them is idle while there is any. It must not throw.
+struct Beside {
+  std::size_t count = 0;
+  std::function<void(std::size_t)> work = {};
 };
 
 // A chain of linear layers and activations with its loss: forward, backward and the sum of the
@@ -55,11 +63,12 @@ class Mlp {
   //
   // `losses` and `norms` may be null.
   std::size_t clipped_sum(const float* parameters, const Samples& samples, double clip_norm,
-                          float* total, float* losses, double* norms, bool accumulate = false);
+                          float* total, float* losses, double* norms, bool accumulate = false,
+                          const Beside& beside = {});
 
   // total (+)= sum of the samples' gradients, as they are.
   void gradient_sum(const float* parameters, const Samples& samples, float* total, float* losses,
-                    bool accumulate = false);
+                    bool accumulate = false, const Beside& beside = {});
 
   // outputs [count, outputs] of the last layer; `losses` needs targets. Each may be null.
   void evaluate(const float* parameters, const Samples& samples, float* outputs, float* losses);

@@ -69,14 +69,14 @@ void noise_tile<kCount>(const NoiseTask& task, std::uint64_t tile, float* out) {
 template <>
 void add_noise_lanes<kCount>(float* data, std::size_t count, std::uint64_t offset,
                              const NoiseTask& task) {
-  alignas(64) float noise[kNoiseTile];
+  alignas(64) float noise[kNoiseTile] = {};
   const L::Float std = L::broadcast(task.std);
   const L::Float scale = L::broadcast(task.scale);
   for (std::size_t done = 0; done < count;) {
     const std::uint64_t element = offset + done;
     const std::uint64_t skip = element % kNoiseTile;
     const std::size_t some = kNoiseTile - skip < count - done ? kNoiseTile - skip : count - done;
-    noise_tile<kCount>(task, element / kNoiseTile, noise);
+    if (task.std > 0) noise_tile<kCount>(task, element / kNoiseTile, noise);
     float* to = data + done;
     const float* from = noise + skip;
     std::size_t i = 0;

@@ -12,39 +12,58 @@ namespace {
 constexpr std::int64_t kIdsPerBlock = 1 << 14;
 constexpr std::uint64_t kCountersPerBlock = 1 << 12;  // of 8 draws; a block needs 2^14 + 1 at most
 
-// The exponential variates of one block of ids.
+constexpr int kGroup = 16;  // blocks of ids whose first draws are made together
+constexpr int kFirst = 8;   // of each of them
+
+// The exponential variates of one block of ids, after its first ones.
 class Exponentials {
  public:
-  Exponentials(const NoiseKey& key, std::uint64_t step, std::int64_t block, Isa isa)
-      : key_(key),
-        step_(step),
-        counter_(static_cast<std::uint64_t>(block) * kCountersPerBlock),
-        isa_(isa) {}
+  Exponentials(const NoiseKey& key, std::uint64_t step, Isa isa)
+      : key_(key), step_(step), isa_(isa) {}
+
+  // The first draws of a whole group: few ids of a block are taken where the rate is low.
+  void draw_group(std::int64_t group) {
+    const auto counter = static_cast<std::uint64_t>(group) * kGroup * kCountersPerBlock;
+    for (int block = 0; block < kGroup; block += lanes()) {
+      fill(counter + block * kCountersPerBlock, kCountersPerBlock, first_ + block * kFirst);
+    }
+  }
+
+  void begin(std::int64_t block) {
+    from_ = first_ + block % kGroup * kFirst;
+    left_ = kFirst;
+    counter_ = static_cast<std::uint64_t>(block) * kCountersPerBlock + 1;
+  }
 
   double next() {
-    if (used_ == drawn_) draw();
-    return variates_[used_++];
+    if (left_ == 0) {
+      fill(counter_, 1, more_);
+      counter_ += static_cast<std::uint64_t>(lanes());
+      from_ = more_;
+      left_ = 8 * lanes();
+    }
+    --left_;
+    return *from_++;
   }
 
  private:
-  void draw() {
-    const int lanes = isa_ == Isa::kAvx512 ? 16 : isa_ == Isa::kAvx2 ? 8 : 4;
-    const auto fill = lanes == 16  ? exponentials<16>
-                      : lanes == 8 ? exponentials<8>
-                                   : exponentials<4>;
-    fill(key_, step_, counter_, variates_);
-    counter_ += static_cast<std::uint64_t>(lanes);
-    drawn_ = 8 * lanes;
-    used_ = 0;
+  int lanes() const { return isa_ == Isa::kAvx512 ? 16 : isa_ == Isa::kAvx2 ? 8 : 4; }
+
+  void fill(std::uint64_t counter, std::uint64_t stride, double* out) const {
+    const auto made = lanes() == 16  ? exponentials<16>
+                      : lanes() == 8 ? exponentials<8>
+                                     : exponentials<4>;
+    made(key_, step_, counter, static_cast<std::uint32_t>(stride), out);
   }
 
   const NoiseKey& key_;
   std::uint64_t step_;
-  std::uint64_t counter_;  // a multiple of 16, so that lanes do not carry
   Isa isa_;
-  int used_ = 0;
-  int drawn_ = 0;
-  double variates_[8 * 16];
+  double first_[kGroup * kFirst];
+  double more_[8 * 16];
+  const double* from_ = nullptr;
+  int left_ = 0;
+  std::uint64_t counter_ = 0;
 };
 
 }  // namespace
@@ -60,8 +79,11 @@ std::vector<std::int64_t> poisson_sample(const NoiseKey& key, std::uint64_t step
   std::vector<std::int64_t> ids;
   if (sample_rate == 0 || begin == end) return ids;
   const double lambda = -std::log1p(-sample_rate) * (1 - 0x1p-32);
-  for (std::int64_t block = begin / kIdsPerBlock; block * kIdsPerBlock < end; ++block) {
-    Exponentials draws(key, step, block, isa);
+  const std::int64_t first_block = begin / kIdsPerBlock;
+  Exponentials draws(key, step, isa);
+  for (std::int64_t block = first_block; block * kIdsPerBlock < end; ++block) {
+    if (block == first_block || block % kGroup == 0) draws.draw_group(block / kGroup);
+    draws.begin(block);
     const std::int64_t first = block * kIdsPerBlock;
     const std::int64_t last = std::min(first + kIdsPerBlock, end);
     for (std::int64_t id = first;; ++id) {

@@ -48,9 +48,9 @@ Double exponential(L::Wide v) {
 
 template <>
 void exponentials<kCount>(const NoiseKey& key, std::uint64_t step, std::uint64_t counter,
-                          double* out) {
+                          std::uint32_t stride, double* out) {
   const auto row = chacha20_input(Purpose::kSampling, counter, step);
-  const L::Word input[4] = {L::iota() + row[0], L::Word{} + row[1], L::Word{} + row[2],
+  const L::Word input[4] = {L::iota() * stride + row[0], L::Word{} + row[1], L::Word{} + row[2],
                             L::Word{} + row[3]};
   L::Word words[16];
   ChaCha20<L::Word>::block(key.words.data(), input, words);

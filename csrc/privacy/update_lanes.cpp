@@ -31,13 +31,13 @@ template <int kLanes, class Rule>
 void update_lanes(const UpdateShard& shard, std::size_t count, std::uint64_t offset,
                   const NoiseTask& task, const Rule& rule) {
   static_assert(kLanes == kCount);
-  alignas(64) float noise[kNoiseTile];
+  alignas(64) float noise[kNoiseTile] = {};
   for (std::size_t done = 0; done < count;) {
     const std::uint64_t element = offset + done;
     const std::uint64_t skip = element % kNoiseTile;
     const std::size_t rest = count - done;
     const std::size_t end = done + (kNoiseTile - skip < rest ? kNoiseTile - skip : rest);
-    noise_tile<kCount>(task, element / kNoiseTile, noise);
+    if (task.std > 0) noise_tile<kCount>(task, element / kNoiseTile, noise);
     const float* from = noise + skip;
     for (; done + kCount <= end; done += kCount, from += kCount) {
       step<L>(

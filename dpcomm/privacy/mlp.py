@@ -87,8 +87,8 @@ class Mlp:
         self.layers = tuple(layers)
         self.loss = loss
         chain = [(x.inputs, x.outputs, x.bias, x.activation) for x in self.layers]
-        self._core = _core.Mlp(chain, loss, threads, isa)
-        self.parameters: int = self._core.parameters
+        self.core = _core.Mlp(chain, loss, threads, isa)
+        self.parameters: int = self.core.parameters
         outputs = self.layers[-1].outputs
         self._targets = 1 if loss == "cross_entropy" else outputs
 
@@ -116,9 +116,9 @@ class Mlp:
         Raises ValueError for an id that no record has, buffers of another size or dtype, or a clip
         norm that is not positive and finite.
         """
-        self._check(records, targets=True)
+        self.check(records, targets=True)
         count = len(records) if ids is None else len(ids)
-        nonfinite = self._core.clipped_sum(
+        nonfinite = self.core.clipped_sum(
             self._flat(parameters, "parameters"),
             records.core,
             ids,
@@ -141,9 +141,9 @@ class Mlp:
         accumulate: bool = False,
     ) -> Gradients:
         """As `clipped_sum`, without clipping: plain training. A NaN is not left out."""
-        self._check(records, targets=True)
+        self.check(records, targets=True)
         count = len(records) if ids is None else len(ids)
-        self._core.gradient_sum(
+        self.core.gradient_sum(
             self._flat(parameters, "parameters"),
             records.core,
             ids,
@@ -162,10 +162,10 @@ class Mlp:
         losses: np.ndarray | None = None,
     ) -> np.ndarray:
         """The last layer's outputs, float32 [B, outputs], and the losses if asked for."""
-        self._check(records, targets=losses is not None)
+        self.check(records, targets=losses is not None)
         count = len(records) if ids is None else len(ids)
         outputs = np.empty((count, self.layers[-1].outputs), np.float32)
-        self._core.evaluate(
+        self.core.evaluate(
             self._flat(parameters, "parameters"),
             records.core,
             ids,
@@ -174,7 +174,7 @@ class Mlp:
         )
         return outputs
 
-    def _check(self, records: Records, targets: bool) -> None:
+    def check(self, records: Records, targets: bool) -> None:
         if records.features != self.layers[0].inputs:
             raise ValueError(
                 f"records of {records.features} features: the first layer takes "

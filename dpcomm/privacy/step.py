@@ -80,12 +80,7 @@ class PrivateStep:
         Raises UsageError for another buffer, and what a collective raises. After an error the
         step's noise counts as used.
         """
-        view = arrays.buffer(buffer, "buffer", ("float32",))
-        if view.count != self.size:
-            raise UsageError(
-                f"rank {self.comm.rank}/{self.comm.size}: a buffer of {view.count} elements "
-                f"for a step of {self.size}: pass the whole flat gradient"
-            )
+        self._check(arrays.buffer(buffer, "buffer", ("float32",)), "buffer")
         self.comm.settle()
         self.part(buffer, self.begin(), 0)
         return buffer
@@ -117,6 +112,35 @@ class PrivateStep:
             self._threads,
             offset,
         )
+
+    def sharded(self, gradient: Any, parameters: Any, states: int) -> _core.ShardedUpdate:
+        """This step followed by an optimizer's, in one collective: see `ShardedOptimizer`."""
+        views = [
+            arrays.buffer(gradient, "gradient", ("float32",)),
+            arrays.buffer(parameters, "parameters", ("float32",)),
+        ]
+        for view, name in zip(views, ("gradient", "parameters"), strict=True):
+            self._check(view, name)
+        return _core.ShardedUpdate(
+            self.comm.core,
+            views[0].pointer,
+            views[1].pointer,
+            self.size,
+            states,
+            self._key,
+            self._generator,
+            self._std,
+            self._scale,
+            self._algo,
+            self._threads,
+        )
+
+    def _check(self, view: arrays.Array, name: str) -> None:
+        if view.count != self.size:
+            raise UsageError(
+                f"rank {self.comm.rank}/{self.comm.size}: a {name} of {view.count} elements "
+                f"for a step of {self.size}: pass the whole flat gradient"
+            )
 
 
 def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:

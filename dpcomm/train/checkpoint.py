@@ -13,7 +13,7 @@ import torch
 
 from dpcomm._core import UsageError
 
-_FORMAT = "dpcomm.checkpoint/1"
+_FORMAT = "dpcomm.checkpoint/2"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Checkpoint:
     run: str  # the ledger's name of this run
     step: int
     model: dict[str, Any]  # state_dict
-    optimizer: dict[str, Any]  # state_dict
+    optimizer: dict[str, Any]  # ShardedOptimizer.state_dict, whole
     plan: dict[str, Any] | None
     ledger: str
 

@@ -20,16 +20,16 @@ from dpcomm import accounting, launch
 from dpcomm._core import UsageError
 from dpcomm.data import shards
 from dpcomm.privacy.ledger import Ledger, Toll
+from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
 from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan
-from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
 from dpcomm.train.checkpoint import Checkpoint
-from dpcomm.train.gradient import Source, gradient_source
 from dpcomm.train.metrics import Best, Measured, Metrics, best_of
 from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
 from dpcomm.train.options import Options
+from dpcomm.train.step import Batches, Step, training_step
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,23 @@ class Trainer:
         torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
         self.data, self.test = train or self._load("train"), test or self._load("test")
         self.model = self._make_model()
-        self.parameters = FlatParameters(self.model)
+        self.parameters = FlatParameters(self.model, lambda size: comm.empty(size, torch.float32))
         comm.broadcast(self.parameters.values.detach())
-        self.optimizer = _optimizer(self.parameters, options)
         steps = options.steps or round((options.epochs or 0) / options.sample_rate)
         self.steps = max(1, steps)
         self.plan = self._make_plan()
         check_same_plan(self.plan, comm)
         self.run, self.step = secrets.token_hex(8), 0
         self.ledger = Ledger(options.ledger) if self.plan and self._speaks else None
+        self._combine = self._make_step()
+        self.optimizer = ShardedOptimizer(
+            self._combine,
+            self.parameters.gradient,
+            self.parameters.values.detach(),
+            _optimizer(options),
+        )
         if options.resume:
             self._resume(checkpoint.load(comm, options.checkpoint))
-        self._combine = self._make_step()
         self._sampling_key = shared_key(comm, options.unsafe_seed)
         self._nonfinite = 0
 
@@ -103,8 +108,15 @@ class Trainer:
         """Takes the steps that are left and affordable, then evaluates."""
         left = self._open_launch()
         clip_norm = self.plan.clip_norm if self.plan else None
-        gradient_of = gradient_source(
-            self.model, self.parameters, self.data, clip_norm, torch.get_num_threads()
+        begin, end = share(self.data.records, self.comm.rank, self.comm.size)
+        batches = Batches(self.data, self._sampling_key, self.options.sample_rate, begin, end)
+        step = training_step(
+            self.model,
+            self.parameters,
+            batches,
+            clip_norm,
+            self.optimizer,
+            torch.get_num_threads(),
         )
         toll = Toll(self.comm, self.ledger, self.plan, left) if self.plan else None
         per_epoch = max(1, round(1 / self.options.sample_rate))
@@ -118,10 +130,10 @@ class Trainer:
         last, seconds, taken = None, 0.0, 0
         bar = tqdm(total=left, unit="step", disable=not self._speaks, mininterval=0.5)
         while taken < left and not self._best.stale(self.options.patience):
-            begin = time.perf_counter()
-            self._take_step(gradient_of, toll)
-            if taken:  # in the first one torch loads what its optimizers need
-                seconds += time.perf_counter() - begin
+            started = time.perf_counter()
+            self._take_step(step, toll)
+            if taken:  # the first one touches memory anew
+                seconds += time.perf_counter() - started
             taken += 1
             bar.update()
             if self.step % per_epoch == 0:
@@ -153,8 +165,8 @@ class Trainer:
             self._metrics.add(row)
             told = {} if epsilon is None else {"ε": accounting.show(epsilon)}
             bar.set_postfix(told | {"accuracy": f"{row.accuracy:.4f}"})
-            if self._best.step == self.step:
-                self._save(checkpoint.best(self.options.checkpoint))
+        if self._best.step == self.step:
+            self._save(checkpoint.best(self.options.checkpoint))
         return measured
 
     def _best_so_far(self) -> Best:
@@ -164,14 +176,10 @@ class Trainer:
         step, quality, since = self.comm.broadcast(values)
         return Best(int(step), float(quality), int(since))
 
-    def _take_step(self, gradient_of: Source, toll: Toll | None) -> None:
-        begin, end = share(self.data.records, self.comm.rank, self.comm.size)
-        ids = poisson_sample(self._sampling_key, self.step, self.options.sample_rate, begin, end)
-        self._nonfinite += gradient_of(ids)
+    def _take_step(self, step: Step, toll: Toll | None) -> None:
         if toll:
             toll.pay()
-        self._combine(self.parameters.gradient)
-        self.optimizer.step()
+        self._nonfinite += step(self.step)
         self.step += 1
 
     def _load(self, split: str) -> shards.Dataset:
@@ -266,6 +274,7 @@ class Trainer:
             self._refuse_unpaid(saved)
         try:
             self.model.load_state_dict(saved.model)
+            self.optimizer.adopt()
             self.optimizer.load_state_dict(saved.optimizer)
         except (RuntimeError, ValueError) as error:
             raise UsageError(
@@ -310,12 +319,13 @@ class Trainer:
         return affordable
 
     def _save(self, path: Path | None = None) -> None:
+        optimizer = self.optimizer.state_dict()  # its parts lie with all ranks
         if self._speaks:
             Checkpoint(
                 run=self.run,
                 step=self.step,
                 model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
+                optimizer={k: torch.as_tensor(v) for k, v in optimizer.items()},
                 plan=self.plan.to_dict() if self.plan else None,
                 ledger=str(self.options.ledger),
             ).save(path or self.options.checkpoint)
@@ -381,9 +391,8 @@ def save_summary(summary: Summary, path: Any) -> None:
     os.replace(new, path)
 
 
-def _optimizer(parameters: FlatParameters, options: Options) -> torch.optim.Optimizer:
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return kinds[options.optimizer]([parameters.values], lr=options.lr)
+def _optimizer(options: Options) -> Sgd | Adam:
+    return {"adam": Adam, "sgd": Sgd}[options.optimizer](lr=options.lr)
 
 
 def _promised(epsilon: float) -> float | None:

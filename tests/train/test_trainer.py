@@ -100,7 +100,7 @@ def test_any_number_of_ranks_draws_the_same_samples_and_noise(options, tmp_path,
 def test_the_general_path_trains_as_the_native_one_does(options, tmp_path, monkeypatch):
     options = replace(options, unsafe_seed=3, optimizer="sgd")
     native = weights(train(options)[0])
-    monkeypatch.setattr("dpcomm.train.gradient.linear_chain", lambda module: None)
+    monkeypatch.setattr("dpcomm.train.step.linear_chain", lambda module: None)
     general = weights(train(replace(options, ledger=tmp_path / "other.jsonl"))[0])
     torch.testing.assert_close(native, general, rtol=1e-4, atol=1e-6)
 
@@ -197,15 +197,14 @@ def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
 
     def die_at_step_25(comm):
         trainer = Trainer(comm, begun)
-        combine = trainer._combine
+        take = trainer._combine.take
 
-        def step(buffer):
-            if combine.steps == 25:
+        def take_or_die():
+            if trainer._combine.steps == 25:
                 raise DeadError
-            return combine(buffer)
+            return take()
 
-        step.key_hash = combine.key_hash
-        trainer._combine = step
+        trainer._combine.take = take_or_die
         try:
             trainer.train()
         finally:

@@ -10,11 +10,12 @@ import torch
 from groups import results, run_threads
 
 from dpcomm.data import shards
+from dpcomm.privacy.optimizer import Sgd, ShardedOptimizer
 from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep
 from dpcomm.torch import FlatParameters
-from dpcomm.train.gradient import gradient_source
 from dpcomm.train.model import losses, mlp, share
+from dpcomm.train.step import Batches, training_step
 
 CLIP, RATE, KEY = 0.95, 0.1, bytes(32)
 
@@ -52,16 +53,20 @@ def test_without_noise_it_equals_the_microbatch_loop(
     data, model, microbatches, path, size, monkeypatch
 ):
     if path == "torch":
-        monkeypatch.setattr("dpcomm.train.gradient.linear_chain", lambda module: None)
+        monkeypatch.setattr("dpcomm.train.step.linear_chain", lambda module: None)
 
     def body(comm):
         own = copy.deepcopy(model)
         parameters = FlatParameters(own)
-        gradient_of = gradient_source(own, parameters, data, CLIP, threads=1)
         step = PrivateStep(comm, parameters.size, CLIP, 0.0, RATE * data.records, no_noise=True)
-        begin, end = share(data.records, comm.rank, comm.size)
-        gradient_of(poisson_sample(KEY, 0, RATE, begin, end))
-        return step(parameters.gradient).numpy()
+        # An update so large that the parameters' rounding does not count.
+        before = parameters.values.detach().clone()
+        update = ShardedOptimizer(
+            step, parameters.gradient, parameters.values.detach(), Sgd(lr=2.0**20)
+        )
+        batches = Batches(data, KEY, RATE, *share(data.records, comm.rank, comm.size))
+        training_step(own, parameters, batches, CLIP, update, threads=1)(0)
+        return ((before.double() - parameters.values.detach()) / 2**20).numpy()
 
     for mean in results(run_threads(size, body)):
         error = np.linalg.norm(mean - microbatches) / np.linalg.norm(microbatches)
