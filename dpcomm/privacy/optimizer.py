@@ -77,6 +77,7 @@ class ShardedOptimizer:
 
     def __call__(self) -> None:
         """One update. The gradient's content afterwards is of no meaning."""
+        self.step.comm.settle()
         self.core.step(self.step.begin(), self.next())
 
     def next(self) -> _core.Sgd | _core.Adam:
@@ -157,4 +158,5 @@ class NativeStep:
         """Trains on the batch of this index; how many of this rank's samples were left out for a
         gradient that is not finite."""
         update = self._update
+        update.step.comm.settle()
         return self._core(batch, update.step.begin(), update.next())
