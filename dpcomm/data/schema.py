@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ else:
 TYPES = ("integer", "number", "category", "text")
 NUMERIC_ENCODINGS = ("standardise", "bucket")
 CATEGORY_ENCODINGS = ("one-hot", "binary", "embed")
-STATISTICS = ("mean",)
+STATISTICS = ("mean", "median", "mode")  # the last of a category, the others of numbers
 
 
 class SchemaError(ValueError):
@@ -38,9 +39,9 @@ class Column:
     """One column of the input.
 
     `range` bounds numbers (inclusive), `codes` lists the values of a category: both are public.
-    `impute` replaces what is missing and adds a flag feature; without it a record that lacks the
-    value is dropped. `invalid` says what a value outside the range or codes is: reason to "drop"
-    the record, or as good as "missing".
+    `impute` replaces what is missing, by itself or by the statistic that it names, and adds a flag
+    feature; without it a record that lacks the value is dropped. `invalid` says what a value
+    outside the range or codes is: reason to "drop" the record, or as good as "missing".
     """
 
     name: str
@@ -80,17 +81,24 @@ class Column:
             refuse("encode 'bucket' and ascending edges = [...] go together")
         if "standardise" in self.encode and not self.bounds[0] < self.bounds[1]:
             refuse("standardise needs low < high in scale, or else in range")
-        if isinstance(self.impute, str) and self.impute not in (self.codes or STATISTICS):
-            refuse(f"impute {self.impute!r} is none of {', '.join(self.codes or STATISTICS)}")
+        statistics = STATISTICS[:2] if numeric else STATISTICS[2:]
+        if isinstance(self.impute, str) and self.impute not in self.codes + statistics:
+            refuse(f"impute {self.impute!r} is none of {', '.join(self.codes + statistics)}")
         if isinstance(self.impute, float) and not (
             self.range and self.range[0] <= self.impute <= self.range[1]
         ):
-            refuse(f"impute {self.impute:g} is outside the range")
+            refuse(f"impute {self.impute:g} is not within a range")
 
     @property
     def bounds(self) -> tuple[float, float]:
         """What `standardise` maps to [-1, 1]; values beyond are clamped."""
         return self.scale or self.range or (0.0, 0.0)
+
+    @property
+    def statistic(self) -> str | None:
+        """The statistic that `impute` asks for; a code of that name comes first."""
+        impute = str(self.impute)
+        return impute if impute in STATISTICS and impute not in self.codes else None
 
 
 @dataclass(frozen=True)
@@ -163,22 +171,61 @@ class Schema:
         return next(column for column in self.columns if column.name == name)
 
 
-def _build(cls: type, table: dict[str, Any], where: str) -> Any:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_list(of: Callable[[Any], bool], lengths: range = range(1 << 30)) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) in lengths and all(map(of, value))
+
+
+# What TOML must hold for a field of each type, by its annotation.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a string", _is_text),
+    "str | None": ("a string", _is_text),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", lambda value: _is_number(value) and isinstance(value, int)),
+    "float": ("a number", _is_number),
+    "float | str | None": ("a number or a string", lambda v: _is_number(v) or _is_text(v)),
+    "tuple[float, float] | None": ("two numbers: [low, high]", _is_list(_is_number, range(2, 3))),
+    "tuple[float, ...]": ("a list of numbers", _is_list(_is_number)),
+    "tuple[str, ...]": ("a list of strings", _is_list(_is_text)),
+    "dict[str, str]": (
+        "a table of strings",
+        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    ),
+}
+
+
+def _build(cls: type, table: Any, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise SchemaError(f"{where} is a table, not {table!r}")
     known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in table:
+    for key, value in table.items():
         if key not in known:
             raise SchemaError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
-    except TypeError as error:
-        raise SchemaError(f"{where}: {error}") from None
+        words, fits = _KINDS.get(str(known[key].type), ("", None))
+        if fits and not fits(value):
+            raise SchemaError(f"{where}: {key} is {words}, not {value!r}")
+    required = [f.name for f in known.values() if _needs(f)]
+    if lacking := [name for name in required if name not in table]:
+        raise SchemaError(f"{where} lacks {', '.join(lacking)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+
+
+def _needs(of: dataclasses.Field) -> bool:
+    return of.default is dataclasses.MISSING and of.default_factory is dataclasses.MISSING
 
 
 def _column(name: str, table: dict[str, Any]) -> Column:
     table = {"name": name, **table}
     if isinstance(table.get("encode"), str):
         table["encode"] = [table["encode"]]
-    if isinstance(table.get("impute"), int):
+    if _is_number(table.get("impute")):
         table["impute"] = float(table["impute"])
     return _build(Column, table, f"columns.{name}")
 
@@ -208,7 +255,7 @@ def load(path: str | Path) -> Schema:
         raise SchemaError(
             f"no schema at {path}; give a .toml file or one of {', '.join(own)}"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{file}: not TOML: {error}") from None
     except SchemaError as error:
         raise SchemaError(f"{file}: {error}") from None

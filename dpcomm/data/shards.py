@@ -111,6 +111,8 @@ def load(folder: str | Path, split: str = "train", verify: bool = False) -> Data
 
     `verify` also checks the SHA-256 of every shard, which reads it whole.
     """
+    if "://" in str(folder):
+        raise ShardError(f"{folder} is not on this machine: copy it to a disk that ranks can map")
     folder = Path(folder)
     contents = manifest(folder)
     if not contents["splits"].get(split):

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
+import socket
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -32,9 +34,14 @@ from dpcomm.data.schema import DataError, Schema
 SPLITS = ("train", "test")
 COUNTS = -1  # the split of a row that carries counts instead of a record
 CHUNK = 1 << 16  # records encoded at a time
+_SCHEME = re.compile(r"([A-Za-z][\w+.-]*):/")
+_SPOKEN = ("s3a", "s3", "gs", "gcs", "abfs", "abfss")  # what pyarrow serves by itself
 ROW = pa.schema(
     [("shard", pa.int32()), ("split", pa.int32()), ("keys", pa.binary()), ("records", pa.binary())]
 )
+
+
+_ONE_PLACE = "name an OUTPUT that driver and workers share: a common disk, or a path like hdfs://"
 
 
 class WriteError(RuntimeError):
@@ -63,16 +70,22 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """What workers need to know. Picklable."""
+    """What workers need to know. Picklable. `output` means the same to each of them; `hadoop` are
+    settings for a file system of Hadoop's."""
 
     schema: Schema
     output: str
     shards: int = 8
     parquet: bool = False
+    hadoop: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= 99999:
             raise DataError(f"shards is between 1 and 99999, not {self.shards}")
+
+    def open(self) -> tuple[fs.FileSystem, str]:
+        """The file system and path of the output."""
+        return open_folder(self.output, self.hadoop)
 
     def sources(self, place: str) -> list[tuple[str | None, str]]:
         """Where to read what: (split, path), the split None where a hash decides it."""
@@ -135,25 +148,29 @@ class Job:
                 records = np.frombuffer(row["records"], dtype)
                 yield row["shard"], Part(SPLITS[row["split"]], keys, records)
 
-    def sums(self, parts: Iterable[Part]) -> stats.Sums:
+    def tallies(self, parts: Iterable[Part]) -> stats.Tallies:
         """What the statistics need of one shard: of its training records, bounded per unit."""
         train = (part for part in parts if part.split == "train")
         records = (records for _, records in ordered(train, self.schema, Counts()))
-        return stats.sums(records, self.schema)
+        return stats.tallies(records, self.schema)
 
     def write_shard(
         self, shard: int, parts: Iterable[Part], into: Transformation, counts: Counts
     ) -> list[Shard]:
         """Sorts and writes the records of one shard, a file for each split; `counts` learns of
         records beyond the bound of their unit."""
-        filesystem, folder = open_folder(self.output)
         written = []
         try:
+            filesystem, folder = self.open()
             for split, records in ordered(parts, self.schema, counts):
                 writer = _Writer(self, filesystem, folder, f"{split}-{shard:05d}", into)
                 for begin in range(0, len(records), CHUNK):
                     writer.write(records[begin : begin + CHUNK])
                 written.append(writer.close())
+        except FileNotFoundError as error:
+            raise WriteError(
+                f"shard {shard}: {self.output} is not on {socket.gethostname()}; {_ONE_PLACE}"
+            ) from error
         except OSError as error:
             raise WriteError(f"shard {shard} of {self.output}: {error}") from error
         return written
@@ -220,13 +237,13 @@ class _Writer:
         self.codes = job.schema[job.schema.target].codes
         self.parquet = None
         if job.parquet:
+            self.columns = filesystem.open_output_stream(f"{attempt}.parquet")
             # Statistics in a Parquet footer are exact minima and maxima of private values.
             self.paths[f"{attempt}.parquet"] = f"{folder}/{name}.parquet"
             names = [*into.columns, job.schema.target]
             self.parquet = pq.ParquetWriter(
-                f"{attempt}.parquet",
+                self.columns,
                 pa.schema([(n, pa.float32()) for n in names]),
-                filesystem=filesystem,
                 write_statistics=False,
             )
 
@@ -246,22 +263,40 @@ class _Writer:
         self.file.close()
         if self.parquet is not None:
             self.parquet.close()
+            self.columns.close()
         for written, final in self.paths.items():
             self.filesystem.move(written, final)
         self.shard.sha256 = self.digest.hexdigest()
         return self.shard
 
 
-def open_folder(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system and path of a local path or URI; `s3a://`, as Spark says it, is S3."""
-    if "://" not in uri and not uri.startswith("file:"):
-        return fs.LocalFileSystem(), posixpath.abspath(uri)
-    return fs.FileSystem.from_uri(uri.replace("s3a://", "s3://", 1))
+def absolute(place: str) -> str:
+    """A place that means the same to every process: a path without a scheme is local."""
+    local = place.removeprefix("file:") if place.startswith("file:/") else place
+    return place if _SCHEME.match(local) else posixpath.normpath(posixpath.abspath(local))
+
+
+def open_folder(place: str, hadoop: Mapping[str, str]) -> tuple[fs.FileSystem, str]:
+    """The file system and path of an absolute place; `s3a://`, as Spark says it, is S3. Raises
+    OSError."""
+    if not _SCHEME.match(place):
+        return fs.LocalFileSystem(), place
+    if not is_hadoop(place):
+        return fs.FileSystem.from_uri(place.replace("s3a:", "s3:", 1).rstrip("/"))
+    from dpcomm.data.hadoop import Hadoop
+
+    return Hadoop(place, hadoop), place.rstrip("/")
+
+
+def is_hadoop(place: str) -> bool:
+    """Whether only Hadoop's client reaches an absolute place."""
+    scheme = _SCHEME.match(place)
+    return scheme is not None and scheme[1] not in _SPOKEN
 
 
 def begin(job: Job, overwrite: bool) -> None:
     """Makes the output folder; unpublishes what it holds before any of that is touched."""
-    filesystem, folder = open_folder(job.output)
+    filesystem, folder = job.open()
     held = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     names = {info.base_name for info in held}
     if foreign := [n for n in names if not n.startswith(("_", "manifest.json", *SPLITS))]:
@@ -280,7 +315,7 @@ def publish(
     job: Job, shards: list[Shard], counts: Counts, into: Transformation, privacy: dict[str, Any]
 ) -> dict[str, Any]:
     """Checks that the output can be right, writes the manifest, then `_SUCCESS`."""
-    filesystem, folder = open_folder(job.output)
+    filesystem, folder = job.open()
     schema = job.schema
     if counts.kept == 0:
         if counts.read == 0:
@@ -299,6 +334,9 @@ def publish(
     if (written := sum(shard.records for shard in shards)) != counts.kept:
         raise AssertionError(f"{counts.kept} records were kept but {written} written")
     row = 4 * (len(into.columns) + 1)
+    for shard in shards:
+        if filesystem.get_file_info(f"{folder}/{shard.file}").size != shard.records * row:
+            raise WriteError(f"{job.output} lacks {shard.file}, which was written; {_ONE_PLACE}")
     manifest = {
         "format": "dpcomm.shards/1",
         "name": schema.name,

@@ -20,6 +20,16 @@ from dpcomm.data.schema import load  # noqa: E402
 from tests.data.test_prepare import same  # noqa: E402
 
 MASTER = "spark://127.0.0.1:17077"
+BOUND = ["setpriv", "--pdeathsig", "KILL"]  # they end with the test, however that ends
+DRIVER = f"""
+import sys
+from dpcomm.data.prepare import prepare, session
+from dpcomm.data.schema import load
+spark = session("{MASTER}")
+for line in sys.stdin:
+    source, output = line.split()
+    prepare(source, output, load("pums"), spark=spark)
+"""
 
 
 class Cluster:
@@ -41,19 +51,21 @@ class Cluster:
         }
         self.environment.pop("PYSPARK_GATEWAY_PORT", None)
         self.processes = [self._start("master.Master", "--port", "17077", "--webui-port", "17078")]
-        for i in (2, 3):
-            self.processes.append(
-                self._start(
-                    *("worker.Worker", "--host", f"127.0.0.{i}", "--cores", "1"),
-                    *("--memory", "1g", "--webui-port", "0", MASTER),
-                )
+        self.workers = [
+            self._start(
+                *("worker.Worker", "--host", f"127.0.0.{i}", "--cores", "1"),
+                *("--memory", "1g", "--webui-port", "0", MASTER),
             )
+            for i in (2, 3)
+        ]
+        self.processes += self.workers
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen:
         home = Path(pyspark.__file__).parent
         with open(self.folder / "log", "ab") as log:
+            main = f"org.apache.spark.deploy.{name}"
             return subprocess.Popen(
-                [home / "bin" / "spark-class", f"org.apache.spark.deploy.{name}", *arguments],
+                [*BOUND, home / "bin" / "spark-class", main, *arguments],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
@@ -70,16 +82,30 @@ class Cluster:
     def registered(self) -> bool:
         return (self.folder / "log").read_text().count("Successfully registered with master") == 2
 
-    def submit(self, source: str, output: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "dpcomm.data.prepare", source, str(output)]
-        command += ["--schema", "pums", "--master", MASTER]
-        return subprocess.Popen(
-            command,
+    def start_driver(self) -> None:
+        """One session for all tests. It prepares what its input names: source and output a line."""
+        self.driver = subprocess.Popen(
+            [*BOUND, sys.executable, "-c", DRIVER],
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stderr=open(self.folder / "driver", "wb"),  # noqa: SIM115  its own from here on
             text=True,
         )
+        self.processes.append(self.driver)
+
+    def prepare(self, source: str, output: Path) -> None:
+        assert self.driver.stdin
+        print(source, output, file=self.driver.stdin, flush=True)
+
+    def wait_for(self, output: Path) -> None:
+        self.wait_until(
+            lambda: (output / "_SUCCESS").exists() or self.driver.poll() is not None, "no output"
+        )
+        assert self.driver.poll() is None, self.errors()
+
+    def errors(self) -> str:
+        return (self.folder / "driver").read_text()
 
     def kill(self, process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -87,17 +113,11 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def prepared(raw: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("prepared") / "out"
-    prepare(raw, str(output), load("pums"))
-    return output
-
-
-@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         cluster.wait_until(cluster.registered, "the workers did not register")
+        cluster.start_driver()
         yield cluster
     finally:
         for process in cluster.processes:
@@ -106,26 +126,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_two_workers_write_the_bytes_of_one_process(cluster, raw, prepared, tmp_path):
-    job = cluster.submit(raw, tmp_path / "out")
-    output, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
-    assert "20,000 records read" in output
+    cluster.prepare(raw, tmp_path / "out")
+    cluster.wait_for(tmp_path / "out")
     assert same(tmp_path / "out", prepared)
 
 
 def test_a_killed_worker_loses_nothing(cluster, tmp_path):
     """One worker dies in the middle of the first stage; the other does its finished work again."""
     raw = tmp_path / "pums.csv"
-    raw.write_bytes(pums.generate(150_000, seed=3))
-    job = cluster.submit(str(raw), tmp_path / "out")
+    raw.write_bytes(pums.generate(60_000, seed=3))
     done = set(cluster.folder.rglob("shuffle_*.data"))
+    cluster.prepare(raw, tmp_path / "out")
     cluster.wait_until(
         lambda: set(cluster.folder.rglob("shuffle_*.data")) - done, "no task has finished"
     )
-    assert job.poll() is None
-    cluster.kill(cluster.processes[-1])
-    _, errors = job.communicate(timeout=180)
-    assert job.returncode == 0, errors
-    assert "Lost executor" in errors
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    cluster.kill(cluster.workers[-1])
+    cluster.wait_for(tmp_path / "out")
+    assert "Lost executor" in cluster.errors()
     prepare(str(raw), str(tmp_path / "expected"), load("pums"))
     assert same(tmp_path / "out", tmp_path / "expected")

@@ -7,21 +7,13 @@ import pyarrow as pa
 import pytest
 
 from dpcomm.data import inference, pums, shards
-from dpcomm.data.prepare import prepare
 from dpcomm.data.schema import DataError, load
 
 
-@pytest.fixture(scope="module")
-def folder(raw, tmp_path_factory):
-    output = tmp_path_factory.mktemp("inference") / "pums"
-    prepare(raw, str(output), load("pums"))
-    return output
-
-
-def test_raw_records_become_the_rows_of_the_shards(raw, folder):
+def test_raw_records_become_the_rows_of_the_shards(raw, prepared):
     with open(raw, "rb") as file:
-        applied = inference.load(folder).text(file.read())
-    written = np.concatenate([shards.load(folder, s).rows() for s in ("train", "test")])[:, :-1]
+        applied = inference.load(prepared).text(file.read())
+    written = np.concatenate([shards.load(prepared, s).rows() for s in ("train", "test")])[:, :-1]
     # The shards leave out who lacks a target and who came before; inference does neither.
     every = {row.tobytes() for row in applied.features}
     assert {row.tobytes() for row in written} <= every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import filecmp
+import inspect
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from dpcomm.data import pums, shards
 from dpcomm.data.prepare import prepare
@@ -22,13 +22,6 @@ from dpcomm.data.schema import load
 def same(a: Path, b: Path) -> bool:
     names = sorted(os.listdir(a))
     return names == sorted(os.listdir(b)) and not any(filecmp.cmpfiles(a, b, names, False)[1:])
-
-
-@pytest.fixture(scope="module")
-def prepared(raw: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("prepared") / "pums"
-    prepare(raw, str(output), load("pums"))
-    return output
 
 
 def test_spark_and_embedded_write_the_same_bytes(spark, raw, prepared, tmp_path):
@@ -47,11 +40,10 @@ def test_bytes_do_not_depend_on_partitions(spark, raw, prepared, tmp_path):
     assert same(tmp_path / "many", prepared)
 
 
-def test_command_on_one_core_writes_the_same_bytes(raw, prepared, tmp_path):
-    command = [sys.executable, "-m", "dpcomm.data.prepare", raw, str(tmp_path / "one")]
-    run = subprocess.run(
-        [*command, "--schema", "pums", "--master", "local[1]"], capture_output=True, text=True
-    )
+def test_spark_submit_on_one_core_writes_the_same_bytes(raw, prepared, tmp_path):
+    command = [sys.executable, "-m", "dpcomm.data.java", "spark-submit", "--master", "local[1]"]
+    command += [inspect.getfile(prepare), raw, str(tmp_path / "one"), "--schema", "pums"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "20,000 records read" in run.stdout
     assert "income: not a number" in run.stdout
