@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpcomm import accounting
+from dpcomm import accounting, launch
 from dpcomm._core import UsageError
 from dpcomm.data import shards
 from dpcomm.privacy.ledger import Ledger, Toll
@@ -82,7 +82,7 @@ class Trainer:
         self.comm, self.options = comm, options
         self._speaks = comm.rank == 0
         torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
-        self.data, self.test = train or _load(options, "train"), test or _load(options, "test")
+        self.data, self.test = train or self._load("train"), test or self._load("test")
         self.model = self._make_model()
         self.parameters = FlatParameters(self.model)
         comm.broadcast(self.parameters.values.detach())
@@ -173,6 +173,26 @@ class Trainer:
         self._combine(self.parameters.gradient)
         self.optimizer.step()
         self.step += 1
+
+    def _load(self, split: str) -> shards.Dataset:
+        """Maps a split. Of the ranks that cannot, the first says so and all end."""
+        data, fault = None, None
+        try:
+            data = shards.load(self.options.data, split)
+        except shards.ShardError as error:
+            fault = error
+        rank = np.array([self.comm.size if data else self.comm.rank], np.float64)
+        first = int(self.comm.all_reduce(rank, op="min")[0])
+        if fault and first == self.comm.rank:
+            source, place = self.options.dataset.removesuffix("-nine"), self.options.data
+            raise UsageError(
+                f"--data {place}: {fault}\n  fix: python -m dpcomm.data.{source} data/raw/{source} "
+                f"&& python -m dpcomm.data.prepare data/raw/{source} {place} "
+                f"--schema {self.options.dataset}"
+            ) from fault
+        if data is None or first < self.comm.size:
+            raise SystemExit(launch.USAGE)
+        return data
 
     def _make_model(self) -> torch.nn.Module:
         options, features, classes = self.options, self.data.features, len(self.data.classes)
@@ -364,18 +384,6 @@ def save_summary(summary: Summary, path: Any) -> None:
 def _optimizer(parameters: FlatParameters, options: Options) -> torch.optim.Optimizer:
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     return kinds[options.optimizer]([parameters.values], lr=options.lr)
-
-
-def _load(options: Options, split: str) -> shards.Dataset:
-    try:
-        return shards.load(options.data, split)
-    except shards.ShardError as error:
-        source = options.dataset.removesuffix("-nine")
-        raise UsageError(
-            f"--data {options.data}: {error}\n  fix: python -m dpcomm.data.{source} "
-            f"data/raw/{source} && python -m dpcomm.data.prepare data/raw/{source} {options.data} "
-            f"--schema {options.dataset}"
-        ) from error
 
 
 def _promised(epsilon: float) -> float | None:
