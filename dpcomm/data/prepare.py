@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -130,7 +131,8 @@ def _in_a_line() -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        text = str(error)
+        # The first line of what Java threw; before it, py4j names the call alone.
+        text = str(error).partition(".\n: ")[2] or str(error)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if own := re.search(r"WriteError: (.*)", text):
             raise store.WriteError(own[1]) from error
@@ -203,7 +205,7 @@ def _read(spark: SparkSession, job: Job, place: str) -> tuple[DataFrame, Layout 
 def _layout(spark: SparkSession, text: DataFrame, schema: Schema) -> Layout:
     """Checks the first line of every file; one layout must serve them all."""
     layouts = {}
-    for file in text.inputFiles():
+    for file in map(unquote, text.inputFiles()):
         line = spark.read.text(file, lineSep="\n").head()
         if line is None:
             raise DataError(f"{file} is empty")

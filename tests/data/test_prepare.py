@@ -29,6 +29,14 @@ def test_spark_and_embedded_write_the_same_bytes(spark, raw, prepared, tmp_path)
     assert same(tmp_path / "spark", prepared)
 
 
+def test_names_that_a_uri_would_escape(spark, raw, prepared, tmp_path):
+    folder = tmp_path / "a b é"
+    folder.mkdir()
+    os.symlink(raw, folder / "ra%20w.csv")
+    prepare(f"file://{folder}", str(folder / "out"), load("pums"), spark=spark)
+    assert same(folder / "out", prepared)
+
+
 def test_bytes_do_not_depend_on_partitions(spark, raw, prepared, tmp_path):
     before = spark.conf.get("spark.sql.files.maxPartitionBytes")
     spark.conf.set("spark.sql.files.maxPartitionBytes", "100k")
