@@ -63,7 +63,7 @@ def test_a_rank_that_dies_in_ddp_ends_the_others_by_name():
     _, said = ranks[0].communicate(timeout=60)
     assert ranks[0].returncode != 0
     assert ranks[1].wait(60) != 0
-    assert re.search(r"dpcomm: rank 0/2 .*LostPeerError: lost rank 1 in all_reduce", said), said
+    assert re.search(r"dpcomm: rank 0/2 .*lost rank 1 in (all_reduce|broadcast)", said), said
 
 
 def test_torch_finds_the_backend_where_dpcomm_is_installed(tmp_path):

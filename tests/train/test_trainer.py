@@ -197,14 +197,14 @@ def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
 
     def die_at_step_25(comm):
         trainer = Trainer(comm, begun)
-        take = trainer._combine.take
+        begin = trainer._combine.begin
 
-        def take_or_die():
+        def begin_or_die():
             if trainer._combine.steps == 25:
                 raise DeadError
-            return take()
+            return begin()
 
-        trainer._combine.take = take_or_die
+        trainer._combine.begin = begin_or_die
         try:
             trainer.train()
         finally:
