@@ -16,7 +16,7 @@ import numpy as np
 
 from dpcomm import _core
 
-_BYTES = {
+BYTES = {  # of an element, by the names of dtypes here
     "float64": 8,
     "float32": 4,
     "bfloat16": 2,
@@ -53,7 +53,7 @@ class Array:
     @property
     def nbytes(self) -> int:
         """0 for a dtype that no collective takes."""
-        return self.count * _BYTES.get(self.dtype, 0)
+        return self.count * BYTES.get(self.dtype, 0)
 
 
 def _is_torch(array: Any) -> bool:

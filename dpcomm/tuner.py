@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dpcomm
-from dpcomm import _core
+from dpcomm import _core, arrays
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
@@ -36,15 +36,6 @@ _BUDGET = 1.5  # seconds of timing, shared by operations, algorithms and sizes
 _SAMPLE = 5e-4  # seconds of one sample
 _WORTH = 0.9  # of the time of the untuned choice: what is hardly faster does not replace it
 _HOPELESS = 4.0  # times the best estimate: not timed
-_DTYPES = {  # name -> bytes of an element
-    "float64": 8,
-    "float32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "int64": 8,
-    "int32": 4,
-    "uint8": 1,
-}
 _LADDER = tuple(1 << power for power in range(2, 31))  # bytes that the table is made for
 
 
@@ -134,7 +125,7 @@ def tune(comm: Communicator, fresh: bool = False) -> Tuning:
     for operation in OPERATIONS:
         # The core counts a shard where the table counts the whole buffer.
         parts = 1 if operation == "all_reduce" else comm.size
-        for dtype in _DTYPES:
+        for dtype in arrays.BYTES:
             choices = [(up_to // parts, name) for up_to, name in found.choices(operation, dtype)]
             comm.core.tune(operation, dtype, choices)
     return found
@@ -199,7 +190,8 @@ def explain(tuning: Tuning, operation: str, dtype: str = "float32") -> str:
 
 def _measure(comm: Communicator) -> Tuning:
     gamma = {
-        name: _agreed(comm, _core.seconds_to_add(name, 64 << 10) / (64 << 10)) for name in _DTYPES
+        name: _agreed(comm, _core.seconds_to_add(name, 64 << 10) / (64 << 10))
+        for name in arrays.BYTES
     }
     names = {operation: candidates(comm, operation) for operation in OPERATIONS}
     every = [(op, name) for op in OPERATIONS for name in names[op]]
@@ -237,7 +229,7 @@ def _measure(comm: Communicator) -> Tuning:
 
 def _fitted(tuning: Tuning, timings: Sequence[Timing]) -> Tuning:
     """α and β that fit the timings best, each weighed by its own length."""
-    unit = {"alpha": 0.0, "beta": 0.0, "gamma": dict.fromkeys(_DTYPES, 0.0)}
+    unit = {"alpha": 0.0, "beta": 0.0, "gamma": dict.fromkeys(arrays.BYTES, 0.0)}
 
     def column(**one: Any) -> np.ndarray:
         parts = Tuning(**{**_fields(tuning), **unit, **one})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from groups import results, run_threads
 
-from dpcomm import _core, tuner
+from dpcomm import _core, arrays, tuner
 from dpcomm.tuner import Timing, Tuning
 
 ALPHA, BETA, GAMMA = 2e-6, 3e-10, 1e-10
@@ -32,7 +32,7 @@ def ideal(names=("ring", "recursive_doubling"), ranks=8) -> Tuning:
         deterministic=False,
         alpha=ALPHA,
         beta=BETA,
-        gamma=dict.fromkeys(tuner._DTYPES, GAMMA),
+        gamma=dict.fromkeys(arrays.BYTES, GAMMA),
         timings=(),
         refused=(),
         untuned={"all_reduce": ("ring",) * len(tuner._LADDER)},

@@ -8,7 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from dpcomm.train.options import parse
+
 FEATURES, TRAIN, TEST = 6, 3000, 1000
+RATE, SIGMA = 0.05, 1.1
 
 
 def write_folder(folder, train, test, privacy=None):
@@ -49,3 +52,13 @@ def make_rows():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data") / "tiny", *make_rows())
+
+
+@pytest.fixture
+def options(tiny, tmp_path):
+    """Forty private steps on it."""
+    return parse(
+        f"--data {tiny} --checkpoint {tmp_path}/checkpoint.pt --steps 40 --sample-rate {RATE} "
+        f"--noise-multiplier {SIGMA} --clip-norm 0.5 --delta 1e-5 --hidden 8 --lr 0.02 "
+        "--accountant rdp".split()
+    )

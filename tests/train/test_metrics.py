@@ -7,24 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import RATE, SIGMA
 from groups import results, run_threads
 
 from dpcomm import accounting
 from dpcomm.train import checkpoint, metrics
 from dpcomm.train.metrics import Best, Measured, Metrics, best_of
-from dpcomm.train.options import parse
 from dpcomm.train.trainer import Trainer
-
-RATE, SIGMA = 0.05, 1.1
 
 
 @pytest.fixture
-def options(tiny, tmp_path):
-    return parse(
-        f"--data {tiny} --checkpoint {tmp_path}/checkpoint.pt --steps 40 --sample-rate {RATE} "
-        f"--noise-multiplier {SIGMA} --clip-norm 0.5 --delta 1e-5 --hidden 8 --lr 0.02 "
-        "--accountant rdp --evaluate-every 10".split()
-    )
+def options(options):
+    return replace(options, evaluate_every=10)
 
 
 def train(options):

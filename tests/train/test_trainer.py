@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows, write_folder
+from conftest import RATE, SIGMA, make_rows, write_folder
 from groups import environment, results, run_threads
 
 from dpcomm import MismatchError, UsageError, accounting
@@ -22,19 +22,8 @@ from dpcomm.data.stats import Statistics
 from dpcomm.privacy.ledger import AHEAD, Ledger
 from dpcomm.privacy.plan import plan_from_dict
 from dpcomm.train import checkpoint
-from dpcomm.train.options import DATASETS, parse
+from dpcomm.train.options import DATASETS
 from dpcomm.train.trainer import Trainer, save_summary
-
-RATE, SIGMA = 0.05, 1.1
-
-
-@pytest.fixture
-def options(tiny, tmp_path):
-    return parse(
-        f"--data {tiny} --checkpoint {tmp_path}/checkpoint.pt --steps 40 --sample-rate {RATE} "
-        f"--noise-multiplier {SIGMA} --clip-norm 0.5 --delta 1e-5 --hidden 8 --lr 0.02 "
-        "--accountant rdp".split()
-    )
 
 
 @pytest.fixture(autouse=True)
