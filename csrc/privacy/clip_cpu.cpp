@@ -191,13 +191,20 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
   const std::size_t row_bytes = std::max<std::size_t>(columns * element / threads, 1);
   const std::size_t group = std::clamp(kGroupBytes / row_bytes, kGroupRowsMin, kGroupRowsMax);
   std::vector<double> squares(group * pieces);
-  std::vector<std::size_t> kept;  // the finite rows of the group
+  std::vector<std::size_t> kept;  // the finite rows of the group before
   std::vector<float> factors;
   std::size_t nonfinite = 0;
 
-  for (std::size_t first = 0; first < rows; first += group) {
-    const std::size_t some = std::min(group, rows - first);
+  // A turn adds the group whose norms are known, while it is in the cache, and reads the next for
+  // its squares: threads meet once a turn.
+  for (std::size_t first = 0; first < rows || !kept.empty(); first += group) {
+    const std::size_t some = first < rows ? std::min(group, rows - first) : 0;
     parallel(threads, [&](int thread) {
+      for_columns_of(thread, [&](const Columns& mine) {
+        const void* starts[kGroupRowsMax];
+        for (std::size_t k = 0; k < kept.size(); ++k) starts[k] = mine.row(kept[k]);
+        loops.add(dtype, starts, factors.data(), kept.size(), mine.total, mine.count);
+      });
       for (std::size_t r = 0; r < some; ++r) {
         for_columns_of(thread, [&](const Columns& mine) {
           loops.squares(dtype, mine.row(first + r), mine.count, mine.piece,
@@ -219,13 +226,6 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
         ++nonfinite;
       }
     }
-    parallel(threads, [&](int thread) {
-      const void* starts[kGroupRowsMax];
-      for_columns_of(thread, [&](const Columns& mine) {
-        for (std::size_t k = 0; k < kept.size(); ++k) starts[k] = mine.row(kept[k]);
-        loops.add(dtype, starts, factors.data(), kept.size(), mine.total, mine.count);
-      });
-    });
   }
   return nonfinite;
 }
