@@ -39,7 +39,7 @@ PACKAGES = {
         "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"
-            for n in ("canaries", "checkpoint", "metrics", "model", "step", "trainer")
+            for n in ("canaries", "checkpoint", "metrics", "model", "schedule", "step", "trainer")
         ),
     },
     "mpi4py": {"dpcomm/launch.py", "dpcomm/bench/peers.py"},

@@ -9,7 +9,8 @@ Lines, by their `kind`:
 
 - `launch`: a job begins; the run that it starts or resumes, ranks, plan, the hash of its noise key,
   how many steps it pays ahead;
-- `steps`: `count` steps at `sample_rate` and `noise_multiplier`;
+- `steps`: `count` steps at `sample_rate` and `noise_multiplier`, and of truncated batches
+  `truncated_batch_size` and `records`;
 - `release`: another (ε, δ)-private release from the same records, as preparation may make.
 
 A run is one model's training, over as many launches as it takes; a file may hold several. What one
@@ -22,6 +23,7 @@ import fcntl
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,7 @@ class Ledger:
             os.ftruncate(self._file.fileno(), len(text) - len(last))
             for line in reversed(lines):
                 if line["kind"] == "launch":
-                    plan = line["plan"]
-                    torn = Steps(plan["sample_rate"], plan["noise_multiplier"], line["ahead"])
+                    torn = _steps_of(line["plan"] | {"count": line["ahead"]})
                     self._append(lines, _steps_line(torn) | {"torn": last.decode(errors="replace")})
                     break
         return lines
@@ -105,8 +106,7 @@ class Ledger:
 
     def pay(self, plan: Plan, count: int) -> None:
         """Charges `count` steps of the plan; on return they may be released."""
-        steps = Steps(plan.sample_rate, plan.noise_multiplier, count)
-        self._append(self.lines, _steps_line(steps))
+        self._append(self.lines, _steps_line(plan.spending(count)))
 
     def release(self, epsilon: float, delta: float, what: str) -> None:
         """Charges another release from the same records, once for each `what`."""
@@ -126,7 +126,7 @@ class Ledger:
             elif line["kind"] == "release":
                 spent.append(Release(line["epsilon"], line["delta"]))
             elif run in (None, of):
-                spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
+                spent.append(_steps_of(line))
         return spent
 
     def paid(self, run: str) -> int:
@@ -145,7 +145,7 @@ class Ledger:
         spent = self.spent(run)
 
         def affords(count: int) -> bool:
-            more = [*spent, Steps(plan.sample_rate, plan.noise_multiplier, count)]
+            more = [*spent, plan.spending(count)]
             epsilon = accounting.composed_epsilon(more, plan.delta, plan.accountant)
             return epsilon <= target_epsilon
 
@@ -192,12 +192,14 @@ class Toll:
 
 
 def _steps_line(steps: Steps) -> dict[str, Any]:
-    return {
-        "kind": "steps",
-        "count": steps.count,
-        "sample_rate": steps.sample_rate,
-        "noise_multiplier": steps.noise_multiplier,
-    }
+    told = {name: value for name, value in asdict(steps).items() if value is not None}
+    return {"kind": "steps"} | told
+
+
+def _steps_of(line: dict[str, Any]) -> Steps:
+    truncated = line.get("truncated_batch_size")
+    records = None if truncated is None else line["records"]
+    return Steps(line["sample_rate"], line["noise_multiplier"], line["count"], truncated, records)
 
 
 def _sync_folder(folder: Path) -> None:

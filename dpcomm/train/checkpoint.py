@@ -13,7 +13,7 @@ import torch
 
 from dpcomm._core import UsageError
 
-_FORMAT = "dpcomm.checkpoint/2"
+_FORMAT = "dpcomm.checkpoint/3"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Checkpoint:
     step: int
     model: dict[str, Any]  # state_dict
     optimizer: dict[str, Any]  # ShardedOptimizer.state_dict, whole
+    clip_norm: float | None  # of the next step, which an adaptive one has moved; None: no privacy
     plan: dict[str, Any] | None
     ledger: str
 

@@ -24,11 +24,10 @@ def test_noise_has_the_bits_of_the_cpu(device, generator, count, offset):
     start = np.linspace(-1, 1, count + 2, dtype=np.float32)
     expected = start.copy()
     inside = expected[1:-1]
-    _core.add_noise(inside.ctypes.data, count, offset, KEY, generator, 9, 0.7, 0.125)
+    noise = _core.NoiseSpec(KEY, 9, 0.7, generator)
+    _core.add_noise(inside.ctypes.data, count, offset, noise, 0.125)
     data = device.upload(start.copy())
-    device.kernels.add_noise(
-        device.place, device.pointer(data) + 4, count, offset, KEY, generator, 9, 0.7, 0.125
-    )
+    device.kernels.add_noise(device.place, device.pointer(data) + 4, count, offset, noise, 0.125)
     np.testing.assert_array_equal(
         device.download(data).view(np.uint32), expected.view(np.uint32), strict=True
     )
@@ -50,7 +49,7 @@ def test_update_has_the_bits_of_the_cpu(device, generator, optimizer, count, off
     random = np.random.default_rng(1)
     here = [abs(random.normal(size=count + 2)).astype(np.float32) for _ in range(2 + kept)]
     there = [device.upload(array.copy()) for array in here]
-    noise = (count, offset, KEY, generator, 9, 0.7, 0.125, rule)
+    noise = (count, offset, _core.NoiseSpec(KEY, 9, 0.7, generator), 0.125, rule)
     gradient, parameters, *states = (array.ctypes.data + 4 for array in here)
     _core.update(gradient, parameters, states, *noise)
     gradient, parameters, *states = (device.pointer(array) + 4 for array in there)
@@ -63,7 +62,7 @@ def test_update_has_the_bits_of_the_cpu(device, generator, optimizer, count, off
 
 def test_a_negative_std_is_refused(device):
     with pytest.raises(UsageError, match="standard deviation is -1"):
-        device.kernels.add_noise(device.place, 16, 1, 0, KEY, "philox", 0, -1.0)
+        device.kernels.add_noise(device.place, 16, 1, 0, _core.NoiseSpec(KEY, 0, -1.0))
 
 
 # The devices make one row fit into one block, several blocks, all blocks, and nowhere.
