@@ -169,9 +169,14 @@ class Ledger:
 
 
 class Toll:
-    """Lets no step's update be released before it is paid for. Collective: every rank has one."""
+    """Lets no step's update be released before it is paid for. Collective: every rank has one.
 
-    def __init__(self, comm: Any, ledger: Ledger | None, plan: Plan, steps: int) -> None:
+    `steps` are as many as there may be; None sets no end.
+    """
+
+    def __init__(
+        self, comm: Any, ledger: Ledger | None, plan: Plan, steps: int | None = None
+    ) -> None:
         if (comm.rank == 0) != (ledger is not None):
             raise UsageError(f"rank {comm.rank}: rank 0, and only rank 0, brings a ledger")
         self._comm, self._ledger, self._plan = comm, ledger, plan
@@ -183,8 +188,10 @@ class Toll:
         if self._paid == 0:
             if self._planned == 0:
                 raise UsageError("more steps than were announced: begin a new launch")
-            self._paid = min(AHEAD, self._planned)
-            self._planned -= self._paid
+            self._paid = AHEAD
+            if self._planned is not None:
+                self._paid = min(AHEAD, self._planned)
+                self._planned -= self._paid
             if self._ledger is not None:
                 self._ledger.pay(self._plan, self._paid)
             self._comm.barrier()  # nobody goes on before rank 0's write is durable

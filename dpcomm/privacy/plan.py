@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import textwrap
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -166,6 +167,11 @@ class Plan:
             f"sum, and noise of {self.adaptive.unclipped_num_std:g} to the number of gradients "
             "below it; ε counts both"
         )
+
+
+def default_delta(records: int) -> float:
+    """A power of ten below one half over the records."""
+    return 10.0 ** math.floor(math.log10(0.5 / records))
 
 
 def check_same_plan(plan: Plan | None, comm: Any) -> None:

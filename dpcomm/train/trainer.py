@@ -22,7 +22,7 @@ from dpcomm.data import shards
 from dpcomm.privacy.clipping import ClipRule
 from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
-from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan
+from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan, default_delta
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
@@ -231,7 +231,7 @@ class Trainer:
                 f"{privacy['unit']}, but clipping bounds one record: prepare with "
                 "records_per_unit = 1 in the schema"
             )
-        delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
+        delta = options.delta or default_delta(records)
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
         # Seconds of work, on one rank: ranks that share cores would wait for each other's.
         noise_multiplier = options.noise_multiplier or self._from_rank_0(
