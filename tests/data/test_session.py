@@ -36,6 +36,12 @@ def test_what_is_no_master_is_a_usage_error(master, capsys):
     assert f"{master!r} is no master of Spark's: give local[4], spark://host:7077" in error
 
 
+def test_a_master_is_sparks_alone(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["in", "out", "--schema", "pums", "--engine", "polars", "--master", "local[2]"])
+    assert "--master is Spark's; leave it out" in capsys.readouterr().err
+
+
 def test_a_master_that_nobody_answers_for_is_named_at_once(closed, capsys):
     begun = time.monotonic()
     code, error = told(f"spark://{closed},127.0.0.1:1", capsys)
