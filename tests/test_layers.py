@@ -34,8 +34,11 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("backend", "ddp", "distributed", "ghost", "hooks", "opacus")),
-        *(f"dpcomm/{n}.py" for n in ("loader", "parts", "private", "torch", "torch_ops")),
+        *(
+            f"dpcomm/{n}.py"
+            for n in ("backend", "ddp", "distributed", "ghost", "hooks", "matrices")
+        ),
+        *(f"dpcomm/{n}.py" for n in ("loader", "opacus", "parts", "private", "torch", "torch_ops")),
         "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"
