@@ -46,7 +46,6 @@ struct Board {
 
 struct Tickets {
   alignas(64) std::atomic<std::uint64_t> next[2]{};
-  alignas(64) std::atomic<std::uint64_t> arrived{0};  // at all gatherings so far, of all ranks
 };
 
 // The memory that the ranks of one host share: members, the failure, a stream for each ordered
