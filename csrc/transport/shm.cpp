@@ -261,7 +261,7 @@ void ShmTransport::enter(const Stamp& stamp) {
   ++directs_;
   // Nobody takes tickets of the next collective before this post, nor of the last one after it.
   if (rank() == 0) segment_->tickets().next[(directs_ + 1) % 2].store(0, std::memory_order_relaxed);
-  mine.posted.store(directs_);
+  mine.posted.store(directs_, std::memory_order_release);
   await_all(stamp, directs_,
             [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).entries[number % 2].posted;
@@ -274,7 +274,7 @@ void ShmTransport::enter(const Stamp& stamp) {
 }
 
 void ShmTransport::meet(const Stamp& stamp) {
-  segment_->board(rank()).met.store(++meetings_);
+  segment_->board(rank()).met.store(++meetings_, std::memory_order_release);
   await_all(stamp, meetings_,
             [](Segment& segment, int peer, std::uint64_t) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).met;
@@ -290,8 +290,13 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
     if (peer == size()) return Look::kDone;
     return peer > before ? Look::kMoved : Look::kNothing;
   };
-  // Only the last to come wakes the others: whoever is woken finds all of them there.
-  if (look() == Look::kDone) return ring_all();
+  // Only who comes last wakes the others: whoever is woken finds all of them there. The first look
+  // is made while our own arrival is still on its way. Behind the fence at least one of those who
+  // come at once sees all.
+  bool last = look() == Look::kDone;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  last = last || look() == Look::kDone;
+  if (last) return ring_all();
   const auto peers = [&](const auto& ask) {
     for (int rest = peer; rest < size(); ++rest) {
       if (counter(*segment_, rest, target).load() < target) ask(rest);
