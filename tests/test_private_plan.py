@@ -70,14 +70,17 @@ def test_any_number_of_ranks_takes_the_same_steps(clipping, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_the_noise_follows_an_adaptive_norm_over_parts_of_batches(size):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_noise_follows_an_adaptive_norm_over_parts_of_batches(size, resumed):
     """Beside a noise of σ = 50 the samples count for little; each step's is that of its norm."""
 
-    def body(comm, seed):
+    def body(comm, seed, saved=None):
         model, optimizer, loader = private(
             comm, clipping="adaptive", noise_multiplier=50.0, unclipped_num_std=40.0,
             max_physical_batch_size=7, unsafe_seed=seed,
         )  # fmt: skip
+        if saved:
+            optimizer.load_state_dict(saved)
         standard = []
         while len(standard) < 4:
             for x, y in loader:
@@ -87,9 +90,17 @@ def test_the_noise_follows_an_adaptive_norm_over_parts_of_batches(size):
                 if loader.last_part:
                     standard.append((flat(model) - before) * BATCH / norm)
         assert len({optimizer._hooks.rule.norms[0], norm}) == 2
-        return torch.cat(standard)
+        return torch.cat(standard), optimizer.state_dict()
 
-    noise = torch.cat([results(run_threads(size, partial(body, seed=s)))[0] for s in range(8)])
+    def noise_of(seed):
+        saved = None
+        if resumed:
+            (_, saved), *_ = results(run_threads(3, partial(body, seed=seed)))
+            assert saved["clip_norm"] != CLIP
+        (noise, _), *_ = results(run_threads(size, partial(body, seed=100 + seed, saved=saved)))
+        return noise
+
+    noise = torch.cat([noise_of(seed) for seed in range(4)])
     expected = (50.0**-2 - 80.0**-2) ** -0.5
     assert float(noise.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * len(noise)))
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import RATE, SIGMA
@@ -23,6 +24,13 @@ STEPS = 20_000
 PATIENCE = 120.0  # seconds for a launch, on a machine that does much else
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 class Job:
     def __init__(self, folder, data, ranks):
         self.updates, self.ranks = folder / "updates", ranks
@@ -31,7 +39,8 @@ class Job:
         self.flags = [
             f"--data={data}", f"--checkpoint={self.checkpoint}", f"--steps={STEPS}",
             f"--sample-rate={RATE}", f"--noise-multiplier={SIGMA}", "--clip-norm=0.5",
-            "--threads=1", "--delta=1e-5", "--hidden=4", "--accountant=rdp", f"--evaluate-every={STEPS}",
+            "--threads=1", "--delta=1e-5", "--hidden=4", "--accountant=rdp",
+            f"--evaluate-every={STEPS}",
         ]  # fmt: skip
 
     def start(self):
@@ -49,12 +58,16 @@ class Job:
         return self.updates.stat().st_size if self.updates.exists() else 0
 
     def kill(self, process) -> None:
-        for path in self.updates.parent.glob("*.pid"):
+        ranks = {path: int(path.stem) for path in self.updates.parent.glob("*.pid")}
+        for pid in ranks.values():
             with suppress(ProcessLookupError):  # mpirun may have been the faster
-                os.kill(int(path.stem), signal.SIGKILL)
-            path.unlink()
+                os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
+        for path, pid in ranks.items():
+            while alive(pid):
+                time.sleep(0.01)
+            path.unlink()
 
     def paid(self) -> int:
         ledger = Ledger(self.ledger)
