@@ -98,3 +98,31 @@ def test_no_noise_or_a_spent_delta_is_infinite(accountant):
 def test_what_cannot_be_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_truncated_batches_are_dp_accountings_event_and_cost_no_less():
+    import dp_accounting
+    from dp_accounting import pld
+
+    records, rate, sigma, steps, delta = 1000, 0.05, 1.5, 20, 1e-5
+    for most, costlier in [(40, True), (60, True), (500, False)]:
+        account = pld.PLDAccountant()
+        event = dp_accounting.TruncatedSubsampledGaussianDpEvent(records, rate, most, sigma)
+        account.compose(event, steps)
+        told = {"truncated_batch_size": most, "records": records}
+        epsilon = accounting.epsilon(rate, sigma, steps, delta, **told)
+        assert epsilon == pytest.approx(account.get_epsilon(delta), rel=1e-9)
+        poisson = accounting.epsilon(rate, sigma, steps, delta)
+        assert epsilon > 1.05 * poisson if costlier else epsilon >= poisson * (1 - 1e-6)
+
+
+def test_steps_of_truncated_and_whole_batches_compose():
+    steps = [Steps(0.05, 1.5, 10), Steps(0.05, 1.5, 10, 60, 1000)]
+    both = accounting.composed_epsilon(steps, 1e-5)
+    assert accounting.composed_epsilon(steps[:1], 1e-5) < both
+    with pytest.raises(ValueError, match="no analysis of truncated batches"):
+        accounting.composed_epsilon(steps, 1e-5, "rdp")
+    with pytest.raises(ValueError, match="give how many there are"):
+        Steps(0.05, 1.5, 10, 60)
+    with pytest.raises(ValueError, match="truncated_batch_size=0"):
+        Steps(0.05, 1.5, 10, 0, 1000)

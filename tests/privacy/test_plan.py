@@ -9,6 +9,7 @@ import pytest
 from groups import run_threads
 
 from dpcomm import MismatchError, accounting
+from dpcomm.privacy.clipping import Adaptive
 from dpcomm.privacy.plan import UNSAFE, Plan, check_same_plan
 
 PLAN = Plan(
@@ -70,3 +71,38 @@ def test_the_explanation_states_the_numbers_and_the_trust():
         assert part in text
     assert "Trust" in text
     assert "Nothing is guaranteed" in replace(PLAN, noise=UNSAFE).explain()
+
+
+ADAPTIVE = Adaptive(unclipped_num_std=10.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"clipping": "per_layer"}, "the part of each layer in its gradient, to norm 1 in all"),
+        ({"clipping": "automatic"}, "scales its gradient to a norm just below 1"),
+        ({"clipping": "adaptive", "adaptive": ADAPTIVE}, "noise of 10 to the number of gradients"),
+        ({"truncated_batch_size": 250}, "of more than 250, a random so many, which ε counts"),
+    ],
+)
+def test_the_explanation_tells_of_the_clipping_and_the_truncation(change, told):
+    plan = replace(PLAN, **change)
+    text = " ".join(plan.explain().split())
+    assert told in text
+    assert f"ε = {accounting.show(plan.epsilon())}" in text
+    assert plan.epsilon() >= PLAN.epsilon()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clipping": "layerwise"}, "use 'flat'"),
+        ({"clipping": "adaptive"}, "needs the numbers by which it adapts"),
+        ({"adaptive": ADAPTIVE}, "it alone, needs"),
+        ({"clipping": "adaptive", "adaptive": Adaptive(0.5)}, "nothing is left for the gradients"),
+        ({"truncated_batch_size": 250, "accountant": "rdp"}, "only 'pld' accounts"),
+    ],
+)
+def test_clippings_and_truncations_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **change)

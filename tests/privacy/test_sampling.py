@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpcomm import _core
-from dpcomm.privacy.sampling import poisson_sample
+from dpcomm.privacy.sampling import poisson_sample, truncated_sample
 
 KEY = bytes(range(32))
 ISAS = _core.noise_isas()
@@ -136,3 +136,23 @@ def test_ids_may_be_large() -> None:
 def test_bad_arguments_are_refused(rate: float, begin: int, end: int) -> None:
     with pytest.raises(ValueError, match=r"sample rate|record ids"):
         poisson_sample(KEY, 0, rate, begin, end)
+
+
+def test_a_truncated_sample_is_the_same_for_any_partition() -> None:
+    for step in range(50):
+        whole = truncated_sample(KEY, step, 0.1, 1000, 95, 0, 1000)
+        cuts = [0, 1, 400, 400, 999, 1000]
+        parts = [truncated_sample(KEY, step, 0.1, 1000, 95, a, b)
+                 for a, b in itertools.pairwise(cuts)]  # fmt: skip
+        assert np.array_equal(np.concatenate(parts), whole)
+        sample = poisson_sample(KEY, step, 0.1, 0, 1000)
+        assert len(whole) == min(len(sample), 95)
+        assert set(whole) <= set(sample)
+        assert (np.diff(whole) > 0).all()
+
+
+def test_each_record_stays_in_a_truncated_sample_equally_often() -> None:
+    taken = np.zeros(40)
+    for step in range(6000):
+        taken[truncated_sample(KEY, step, 0.5, 40, 10, 0, 40)] += 1
+    assert stats.chisquare(taken).pvalue > 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from conftest import RATE, SIGMA
@@ -22,13 +22,6 @@ from dpcomm.privacy.ledger import AHEAD, Ledger
 PROGRAM = ROOT / "tests" / "train" / "programs" / "noting.py"
 STEPS = 20_000
 PATIENCE = 120.0  # seconds for a launch, on a machine that does much else
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 class Job:
@@ -58,16 +51,14 @@ class Job:
         return self.updates.stat().st_size if self.updates.exists() else 0
 
     def kill(self, process) -> None:
-        ranks = {path: int(path.stem) for path in self.updates.parent.glob("*.pid")}
-        for pid in ranks.values():
+        for path in self.updates.parent.glob("*.pid"):
             with suppress(ProcessLookupError):  # mpirun may have been the faster
-                os.kill(pid, signal.SIGKILL)
+                os.kill(int(path.stem), signal.SIGKILL)
+            path.unlink()
         process.kill()
         process.wait()
-        for path, pid in ranks.items():
-            while alive(pid):
-                time.sleep(0.01)
-            path.unlink()
+        with open(self.ledger, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the last thread of the dead is gone
 
     def paid(self) -> int:
         ledger = Ledger(self.ledger)
