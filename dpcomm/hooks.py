@@ -50,6 +50,16 @@ class _Linear(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class _Sums:
+    """Where a linear layer's gradients are added up."""
+
+    number: int  # of the layer
+    weight: Tensor
+    bias: Tensor | None
+    size: int  # of both
+
+
+@dataclass(frozen=True)
 class Added:
     """What is known of samples whose clipped gradients were added up. Un-noised."""
 
@@ -86,6 +96,7 @@ class SampleHooks:
         self._forming = False  # per-sample gradients, by calling the layers again
         self._owners: dict[Tensor, nn.Module] = {}
         self._tied: set[nn.Module] = set()
+        self._sums: dict[nn.Module, _Sums] = {}
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             for parameter in own:
@@ -108,6 +119,12 @@ class SampleHooks:
 
     def _watch_linear(self, layer: nn.Linear) -> None:
         plain = layer.forward
+        weight, bias = self._parameters.gradient_of(layer.weight), None
+        if layer.bias is not None and layer.bias.requires_grad:
+            bias = self._parameters.gradient_of(layer.bias)
+        size = weight.numel() + (0 if bias is None else bias.numel())
+        number = self._parameters.layer_of(layer.weight)
+        self._sums[layer] = _Sums(number, weight, bias, size)
 
         def forward(x: Tensor) -> Tensor:
             if not self._watches(layer):
@@ -160,7 +177,7 @@ class SampleHooks:
         by_layer: dict[nn.Module, list[Call]] = {}
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
-        if not self._tied and all(map(_is_matrix, by_layer.values())):
+        if not self._tied and all(map(self._is_matrix, by_layer.values())):
             return self._add_matrices([uses[0] for uses in by_layer.values()], scale, fresh)
         if fresh:
             self._parameters.gradient.zero_()
@@ -177,46 +194,37 @@ class SampleHooks:
         clipped = add_clipped(placed, self._parameters, self.rule)
         return Added(clipped.norms, clipped.nonfinite)
 
+    def _is_matrix(self, uses: list[Call]) -> bool:
+        """A linear layer used once on [B, inputs]."""
+        x = uses[0].input
+        once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
+        return once and uses[0].layer in self._sums
+
     def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
-        layers = [cast(nn.Linear, call.layer) for call in calls]
-        rule = self.rule.of([self._parameters.layer_of(layer.weight) for layer in layers])
+        sums = [self._sums[call.layer] for call in calls]
         matrices = clip_matrices(
             [
-                (call.input, _gradient(call), _has_bias(layer))
-                for call, layer in zip(calls, layers, strict=True)
+                (call.input, _gradient(call), into.bias is not None)
+                for call, into in zip(calls, sums, strict=True)
             ],
-            rule,
+            self.rule.of([into.number for into in sums]),
             scale,
         )
         written = 0
-        for layer, a, clipped in zip(layers, matrices.inputs, matrices.gradients, strict=True):
-            weight = self._parameters.gradient_of(layer.weight)
-            weight.addmm_(clipped.t(), a, beta=0 if fresh else 1)
-            written += weight.numel()
-            if _has_bias(layer):
-                bias = self._parameters.gradient_of(layer.bias)
+        for into, a, clipped in zip(sums, matrices.inputs, matrices.gradients, strict=True):
+            into.weight.addmm_(clipped.t(), a, beta=0 if fresh else 1)
+            if into.bias is not None:
                 if fresh:
-                    torch.sum(clipped, 0, out=bias)
+                    torch.sum(clipped, 0, out=into.bias)
                 else:
-                    bias.add_(clipped.sum(0))
-                written += bias.numel()
+                    into.bias.add_(clipped.sum(0))
+            written += into.size
         if fresh and written < self._parameters.size:
             used = {call.layer for call in calls}
             for parameter, owner in self._owners.items():
                 if owner not in used:
                     self._parameters.gradient_of(parameter).zero_()
         return Added(matrices.norms, matrices.nonfinite)
-
-
-def _has_bias(layer: nn.Linear) -> bool:
-    return layer.bias is not None and layer.bias.requires_grad
-
-
-def _is_matrix(uses: list[Call]) -> bool:
-    """A linear layer used once on [B, inputs]."""
-    layer, x = uses[0].layer, uses[0].input
-    once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
-    return once and type(layer) is nn.Linear and layer.weight.requires_grad
 
 
 def _gradient(call: Call) -> Tensor:

@@ -255,11 +255,15 @@ class PrivateOptimizer:
                 "make_private"
             )
         sharded.optimizer = native
-        if (versions := self._count_versions()) != self._versions:
-            sharded.adopt()  # a checkpoint was loaded, say
-            self._versions = versions
+        self._adopt_changes(sharded)
         sharded()
         self.original._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers look
+
+    def _adopt_changes(self, sharded: ShardedOptimizer) -> None:
+        """Before the shards' own parameters are handed out: a checkpoint was loaded, say."""
+        if (versions := self._count_versions()) != self._versions:
+            sharded.adopt()
+            self._versions = versions
 
     def _count_versions(self) -> int:
         """Changes whenever torch, and not our own update, writes parameters."""
@@ -272,6 +276,7 @@ class PrivateOptimizer:
             saved["clip_norm"] = self._hooks.rule.norms[0]
         if self._sharded is None or self._sharded.count == 0:
             return saved
+        self._adopt_changes(self._sharded)
         ours = self._sharded.state_dict()
         count = torch.tensor(float(ours.pop("count")))
         views = {n: self._parameters.views(torch.from_numpy(flat)) for n, flat in ours.items()}
@@ -288,6 +293,7 @@ class PrivateOptimizer:
             self._hooks.rule = self._private_step.rule = ClipRule((saved["clip_norm"],))
         if self._sharded is None or not saved["state"]:
             return self.original.load_state_dict(saved)
+        self._adopt_changes(self._sharded)
         self.original.load_state_dict(saved | {"state": {}})
         (group,) = self.original.param_groups
         ours: dict[str, Any] = {"count": saved["state"][0]["step"]}

@@ -12,7 +12,10 @@ from groups import MPIRUN, ROOT, environment
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 COMMANDS = {
     "by_hand.py": [str(MPIRUN), "-np", "2", sys.executable],
+    "collectives.py": [str(MPIRUN), "-np", "3", sys.executable],
     "ddp.py": TORCHRUN,
+    "kernels.py": [sys.executable],
+    "make_private.py": [str(MPIRUN), "-np", "2", sys.executable],
     "opacus_engine.py": [sys.executable],
 }
 
@@ -24,6 +27,9 @@ def test_it_runs(name):
     command = [*COMMANDS[name], str(ROOT / "examples" / name)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    if name == "collectives.py":
+        assert done.stdout == "3 ranks, [0, 1, 2], add up to 6\n"
+        return
     (epsilon,) = re.findall(r"epsilon ([\d.]+)", done.stdout)
     assert 0 < float(epsilon) < 20
     accuracy = re.search(r"accuracy ([\d.]+)", done.stdout)

@@ -17,7 +17,7 @@ import dpcomm
 from dpcomm import MismatchError, UsageError, accounting
 
 CLIP, RECORDS, BATCH = 0.8, 400, 40
-CLIPS = {"convolution": 1.2, "norms": 1.6}  # between their samples' norms
+CLIPS = {"convolution": 1.2, "norms": 1.6, "tied norms": 1.6, "embedding": 0.5}  # between norms
 NO_NOISE = {"noise_multiplier": 1e-9}  # as good as none; the front door has nothing without noise
 
 
@@ -37,6 +37,26 @@ class Twice(nn.Module):
         return self.out(torch.tanh(self.inside(torch.tanh(self.inside(x)))) + x)
 
 
+class Tied(nn.Module):
+    """An output layer that shares its weight with the embedding, as language models have."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 6, padding_idx=0), nn.Linear(6, 10)
+        self.head.weight = self.table.weight
+
+    def forward(self, x):
+        words = self.table((3 * x).abs().long().clamp(max=9))  # [B, 12, 6]
+        return 3 * self.head(torch.tanh(words)).square().mean((1, 2)).unsqueeze(1)
+
+
+def tied_layers(make):
+    """Twice the same weights, in layers of their own; the second bias is its own too."""
+    first, second = make(), make()
+    second.weight = first.weight
+    return nn.Sequential(nn.Linear(12, 8), first, nn.Tanh(), second, nn.Linear(8, 1))
+
+
 def models():
     torch.manual_seed(0)
     frozen = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -53,6 +73,9 @@ def models():
             nn.Unflatten(1, (3, 4)), nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 1)
         ),
         "twice": Twice(),
+        "tied": tied_layers(lambda: nn.Linear(8, 8)),
+        "tied norms": tied_layers(lambda: nn.LayerNorm(8)),
+        "embedding": Tied(),
         "frozen": frozen,
     }
 
