@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/cuda.hpp"
+#include "base/device_cuda.hpp"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/noise_cuda.hpp"
 #include "privacy/update_cuda.hpp"
@@ -51,6 +52,18 @@ void update_all(Generator generator, std::size_t count, std::uint64_t offset) {
   }
 }
 
+void device(DType dtype, std::size_t count) {
+  OnDevice<std::byte> a(count * size_of(dtype), std::byte{1}),
+      b(count * size_of(dtype), std::byte{2});
+  const void* parts[] = {a.data(), b.data(), a.data()};
+  for (const RedOp op : {RedOp::kSum, RedOp::kMax, RedOp::kMin}) {
+    combine(dtype, op, parts, b.data(), count, nullptr);
+  }
+  if (dtype > DType::kFloat16) return;
+  multiply(dtype, a.data(), b.data(), count, 0.5, nullptr);
+  divide(dtype, a.data(), count, 3, nullptr);
+}
+
 // Of an arbitrary but finite pattern; rows lie side by side.
 void clip(DType dtype, std::size_t rows, std::vector<std::size_t> columns) {
   std::size_t all = 0;
@@ -87,6 +100,9 @@ int main(int argc, char** argv) {
     dpcomm::noise(generator, 5000, 77);
     dpcomm::update_all(generator, 1, 511);
     dpcomm::update_all(generator, 5000, 77);
+  }
+  for (std::size_t dtype = 0; dtype < dpcomm::kDTypes; ++dtype) {
+    dpcomm::device(static_cast<DType>(dtype), 3001);
   }
   for (const auto dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     dpcomm::clip(dtype, 7, {33});
