@@ -4,6 +4,7 @@
 
 #include "base/cuda.hpp"
 #include "base/device_cuda.hpp"
+#include "clip.hpp"
 #include "key.hpp"
 #include "memory.hpp"
 #include "privacy/clip_cuda.hpp"
@@ -26,21 +27,10 @@ struct Place {
 
 Place place_of(std::pair<int, std::uintptr_t> place) { return {place.first, place.second}; }
 
-// Address, columns and row stride in elements of each tensor.
-std::vector<GradBlock> grads_of(
-    const std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>& blocks) {
-  std::vector<GradBlock> grads;
-  for (const auto& [address, columns, stride] : blocks) {
-    grads.push_back({pointer_to<const void>(address), columns, stride});
-  }
-  return grads;
-}
-
 }  // namespace
 
 void bind_cuda(py::module_& module) {
   using PyPlace = std::pair<int, std::uintptr_t>;
-  using PyBlocks = std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>;
 
   module.def(
       "device_count",
@@ -127,17 +117,18 @@ void bind_cuda(py::module_& module) {
   module.def(
       "clip_sum",
       [](PyPlace at, const ClipPlan& plan, const PyBlocks& blocks, std::size_t rows,
-         const std::string& dtype, double clip_norm, std::uintptr_t total, std::uintptr_t norms,
-         std::uintptr_t nonfinite, std::uintptr_t workspace) {
+         const std::string& dtype, double clip_norm, std::optional<double> stabilizer,
+         std::uintptr_t total, std::uintptr_t norms, std::uintptr_t nonfinite,
+         std::uintptr_t workspace) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), clip_norm, pointer_to<float>(total),
-                 pointer_to<double>(norms), pointer_to<std::int64_t>(nonfinite),
-                 pointer_to<void>(workspace), place.handle());
+        clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), rule_of(clip_norm, stabilizer),
+                 pointer_to<float>(total), pointer_to<double>(norms),
+                 pointer_to<std::int64_t>(nonfinite), pointer_to<void>(workspace), place.handle());
       },
       py::arg("place"), py::arg("plan"), py::arg("blocks"), py::arg("rows"), py::arg("dtype"),
-      py::arg("clip_norm"), py::arg("total"), py::arg("norms"), py::arg("nonfinite"),
-      py::arg("workspace"));
+      py::arg("clip_norm"), py::arg("stabilizer"), py::arg("total"), py::arg("norms"),
+      py::arg("nonfinite"), py::arg("workspace"));
 }
 
 }  // namespace dpcomm

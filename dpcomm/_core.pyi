@@ -628,6 +628,7 @@ def clip_sum(
     rows: typing.SupportsInt | typing.SupportsIndex,
     dtype: str,
     clip_norm: typing.SupportsFloat | typing.SupportsIndex,
+    stabilizer: typing.SupportsFloat | typing.SupportsIndex | None,
     total: typing.SupportsInt | typing.SupportsIndex,
     norms: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,

@@ -73,6 +73,7 @@ def clip_sum(
     view: arrays.Array,
     blocks: list[tuple[int, int, int]],
     clip_norm: float,
+    stabilizer: float | None,
 ) -> tuple[Any, Any, Any]:
     """`dpcomm.clip_sum` on a GPU: total, norms, and the count as a tensor, so that nothing waits.
 
@@ -88,5 +89,5 @@ def clip_sum(
     nonfinite = arrays.empty(like, (), "int64")
     workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")
     pointers = (arrays.describe(x).pointer for x in (total, norms, nonfinite, workspace))
-    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, *pointers)
+    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, stabilizer, *pointers)
     return total, norms, nonfinite

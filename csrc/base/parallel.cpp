@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/openmp.hpp"
+
 namespace dpcomm {
 namespace {
 
@@ -94,7 +96,7 @@ Helpers& helpers_for(int threads) {
 void parallel(int threads, const Work& work) {
   if (threads <= 1) {
     work(0);
-  } else {
+  } else if (!run_on_openmp(threads, work)) {
     helpers_for(threads).run(threads, work);
   }
 }

@@ -152,11 +152,11 @@ struct Norm {
 
 // See "The bound" in clip.hpp. `squares` is the fast sum over the row.
 Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::size_t row,
-             std::size_t columns, double clip_norm) {
+             std::size_t columns, const ClipRule& rule) {
   const auto n = static_cast<double>(columns);
   const Norm fast{std::sqrt(squares), 0x1p-22 + n * 0x1p-53};
   const bool in_range = squares >= n * 0x1p-76 && squares < 0x1p100;
-  const bool decided = std::abs(fast.value - clip_norm) > 0x1p-21 * clip_norm;
+  const bool decided = std::abs(fast.value - rule.clip_norm) > 0x1p-21 * rule.clip_norm;
   if ((in_range && decided) || std::isnan(squares)) return fast;
   return {std::sqrt(exact_squares(blocks, dtype, row)), exact_error(columns)};
 }
@@ -164,12 +164,11 @@ Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::
 }  // namespace
 
 std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType dtype,
-                     double clip_norm, float* total, double* norms, int threads, Isa isa) {
+                     const ClipRule& rule, float* total, double* norms, int threads, Isa isa) {
   DPCOMM_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16,
                UsageError, "gradients of dtype ", name_of(dtype),
                ": give float32, bfloat16 or float16");
-  DPCOMM_CHECK(clip_norm > 0 && std::isfinite(clip_norm), UsageError, "clip norm ", clip_norm,
-               ": give a positive number");
+  check(rule);
   const std::size_t element = size_of(dtype);
   const std::vector<Columns> all = columns_of(blocks, element, total);
   std::size_t columns = 0, pieces = 0;
@@ -191,13 +190,20 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
   const std::size_t row_bytes = std::max<std::size_t>(columns * element / threads, 1);
   const std::size_t group = std::clamp(kGroupBytes / row_bytes, kGroupRowsMin, kGroupRowsMax);
   std::vector<double> squares(group * pieces);
-  std::vector<std::size_t> kept;  // the finite rows of the group
+  std::vector<std::size_t> kept;  // the finite rows of the group before
   std::vector<float> factors;
   std::size_t nonfinite = 0;
 
-  for (std::size_t first = 0; first < rows; first += group) {
-    const std::size_t some = std::min(group, rows - first);
+  // A turn adds the group whose norms are known, while it is in the cache, and reads the next for
+  // its squares: threads meet once a turn.
+  for (std::size_t first = 0; first < rows || !kept.empty(); first += group) {
+    const std::size_t some = first < rows ? std::min(group, rows - first) : 0;
     parallel(threads, [&](int thread) {
+      for_columns_of(thread, [&](const Columns& mine) {
+        const void* starts[kGroupRowsMax];
+        for (std::size_t k = 0; k < kept.size(); ++k) starts[k] = mine.row(kept[k]);
+        loops.add(dtype, starts, factors.data(), kept.size(), mine.total, mine.count);
+      });
       for (std::size_t r = 0; r < some; ++r) {
         for_columns_of(thread, [&](const Columns& mine) {
           loops.squares(dtype, mine.row(first + r), mine.count, mine.piece,
@@ -210,22 +216,15 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
     for (std::size_t r = 0; r < some; ++r) {
       double sum = 0;
       for (std::size_t p = 0; p < pieces; ++p) sum += squares[r * pieces + p];
-      const Norm norm = norm_of(sum, all, dtype, first + r, columns, clip_norm);
+      const Norm norm = norm_of(sum, all, dtype, first + r, columns, rule);
       norms[first + r] = norm.value;
       if (std::isfinite(norm.value)) {
         kept.push_back(first + r);
-        factors.push_back(clip_factor(norm.value, norm.error, columns, clip_norm));
+        factors.push_back(clip_factor(norm.value, norm.error, columns, rule));
       } else {
         ++nonfinite;
       }
     }
-    parallel(threads, [&](int thread) {
-      const void* starts[kGroupRowsMax];
-      for_columns_of(thread, [&](const Columns& mine) {
-        for (std::size_t k = 0; k < kept.size(); ++k) starts[k] = mine.row(kept[k]);
-        loops.add(dtype, starts, factors.data(), kept.size(), mine.total, mine.count);
-      });
-    });
   }
   return nonfinite;
 }

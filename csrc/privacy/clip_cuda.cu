@@ -305,15 +305,14 @@ ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dt
 }
 
 void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size_t rows,
-              DType dtype, double clip_norm, float* total, double* norms, std::int64_t* nonfinite,
-              void* workspace, Stream stream) {
-  DPCOMM_CHECK(clip_norm > 0 && std::isfinite(clip_norm), UsageError, "clip norm ", clip_norm,
-               ": give a positive number");
+              DType dtype, const ClipRule& rule, float* total, double* norms,
+              std::int64_t* nonfinite, void* workspace, Stream stream) {
+  check(rule);
   DPCOMM_CHECK(blocks.size() <= kMaxGradBlocks, UsageError, blocks.size(),
                " gradient tensors: concatenate them to at most ", kMaxGradBlocks);
   ClipTask task = {.rows = rows,
                    .columns = columns_of(blocks),
-                   .clip_norm = clip_norm,
+                   .rule = rule,
                    .plan = plan,
                    .sums = total,
                    .norms = norms,

@@ -9,6 +9,18 @@ namespace {
 using L = Lanes;
 constexpr std::size_t kCount = Lanes::kCount;
 constexpr std::size_t kStep = kSquareLanes * kSquareChain;
+constexpr std::size_t kLine = 64;
+
+// The squares are what reads the gradients from memory. Fetched this far ahead, past the end of the
+// row too, they arrive as fast as for a plain sum; the processor's own prefetching starts anew at
+// each row and page.
+constexpr std::size_t kAheadBytes = 8 << 10;
+
+template <class T>
+DPCOMM_HD void fetch_ahead(const T* numbers) {
+  const auto* begin = reinterpret_cast<const char*>(numbers) + kAheadBytes;
+  for (std::size_t b = 0; b < kStep * sizeof(T); b += kLine) __builtin_prefetch(begin + b);
+}
 
 template <class T>
 DPCOMM_HD void add_squares(const T* numbers, L::Double* sums) {
@@ -27,7 +39,10 @@ template <class T>
 double squares_of(const T* row, std::size_t count) {
   L::Double sums[2 * kSquareLanes / kCount] = {};
   std::size_t i = 0;
-  for (; i + kStep <= count; i += kStep) add_squares(row + i, sums);
+  for (; i + kStep <= count; i += kStep) {
+    fetch_ahead(row + i);
+    add_squares(row + i, sums);
+  }
   if (i < count) {
     T padded[kStep] = {};
     std::memcpy(padded, row + i, (count - i) * sizeof(T));

@@ -17,7 +17,7 @@ inline constexpr unsigned kClipThreads = kClipWarps * kWarpSize;
 struct ClipTask {
   std::size_t rows;
   std::size_t columns;
-  double clip_norm;
+  ClipRule rule;
   ClipPlan plan;
   float* sums;        // [teams][columns]
   double* norms;      // [rows]
@@ -50,7 +50,7 @@ __device__ __forceinline__ double warp_sum(double value) {
 
 // Zero where the row is not finite.
 __device__ __forceinline__ float factor_of(const ClipTask& task, double norm) {
-  return norm < INFINITY ? clip_factor(norm, task.columns, task.clip_norm) : 0;
+  return norm < INFINITY ? clip_factor(norm, task.columns, task.rule) : 0;
 }
 
 }  // namespace dpcomm

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +24,13 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dpcomm._core import UsageError
-from dpcomm.data import embedded, java, store
+from dpcomm.data import embedded, store
 from dpcomm.data.clean import Cleaner, Counts
 from dpcomm.data.encode import Transformation
 from dpcomm.data.java import JavaError
 from dpcomm.data.lines import Layout, layout_of
 from dpcomm.data.schema import DataError, Schema, SchemaError, load
+from dpcomm.data.session import SparkError, in_a_line, session
 from dpcomm.data.stats import Statistics, Tallies, add
 from dpcomm.data.store import Job, Shard
 from dpcomm.privacy.ledger import Ledger
@@ -42,34 +41,6 @@ if TYPE_CHECKING:
 ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 _ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-
-class SparkError(RuntimeError):
-    """Spark could not do it; the message is its own."""
-
-
-def session(master: str | None = None) -> SparkSession:
-    """A Spark session on `master`, which may be a Connect server (`sc://host:15002`); under
-    spark-submit, the session that it set up. Raises JavaError and SparkError."""
-    remote = (master or os.environ.get("SPARK_REMOTE") or "").startswith("sc://")
-    if not remote and "PYSPARK_GATEWAY_PORT" not in os.environ:
-        java.set_environment()
-    from pyspark.sql import SparkSession
-
-    builder = SparkSession.builder.appName("dpcomm.data.prepare")
-    with _in_a_line():
-        if remote:
-            return builder.remote(master or os.environ["SPARK_REMOTE"]).getOrCreate()
-        if master is not None:
-            builder = builder.master(master)
-        package_root = str(Path(__file__).parents[2])
-        return (
-            builder.config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.executorEnv.PYTHONPATH", package_root)
-            .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
-            .getOrCreate()
-        )
 
 
 def prepare(
@@ -110,7 +81,7 @@ def prepare(
         into = into or resolve(add((job.tallies(own) for own in parts), schema))
         written = embedded.write(job, parts, into, counts)
     else:
-        with _in_a_line(), _arrow_rows(spark, store.CHUNK):
+        with in_a_line(), _arrow_rows(spark, store.CHUNK):
             rows = _cleaned(spark, job, source)
             store.begin(job, overwrite)
             if into is None:
@@ -120,28 +91,6 @@ def prepare(
             rows.unpersist()
     privacy = {"stats": stats.kind, "ledger": [] if charge is None else [charge]}
     return store.publish(job, written, counts, into, privacy)
-
-
-@contextmanager
-def _in_a_line() -> Iterator[None]:
-    """Spark's errors without the traces of Python and Java; a worker's own error as itself."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
-    try:
-        yield
-    except (PySparkException, Py4JError) as error:
-        # The first line of what Java threw; before it, py4j names the call alone.
-        text = str(error).partition(".\n: ")[2] or str(error)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if own := re.search(r"WriteError: (.*)", text):
-            raise store.WriteError(own[1]) from error
-        if lacking := re.search(r"ModuleNotFoundError: No module named '(\w+)", text):
-            raise SparkError(f"Spark's workers lack the package {lacking[1]}; {_SHIP}") from error
-        raise SparkError(lines[0] if lines else type(error).__name__) from error
-
-
-_SHIP = "install dpcomm[data] where they run, or ship an environment with --archives"
 
 
 @contextmanager

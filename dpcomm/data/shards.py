@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,12 +112,15 @@ def load(folder: str | Path, split: str = "train", verify: bool = False) -> Data
 
     `verify` also checks the SHA-256 of every shard, which reads it whole.
     """
-    if "://" in str(folder):
+    if re.match(r"[A-Za-z][\w+.-]*:/", str(folder)):  # a Path has one slash of hdfs://
         raise ShardError(f"{folder} is not on this machine: copy it to a disk that ranks can map")
     folder = Path(folder)
     contents = manifest(folder)
     if not contents["splits"].get(split):
-        raise ShardError(f"{folder} has no records in its split {split!r}")
+        raise ShardError(
+            f"{folder} has no records in its split {split!r}; name it in [split] of the schema, "
+            "as test = 0.2, and prepare the data again"
+        )
     columns = len(contents["columns"])
     shards = []
     for entry in contents["splits"][split]:
@@ -144,7 +148,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ShardError(
             f"{folder} is no prepared folder, or a half-written one: {Path(error.filename).name}"
-            " is missing; run python -m dpcomm.data.prepare"
+            f" is missing; run python -m dpcomm.data.prepare INPUT {folder} --schema FILE.toml"
         ) from None
     if hashlib.sha256(text).hexdigest() != seal:
         raise ShardError(f"{folder}/manifest.json was changed after it was published")

@@ -7,10 +7,9 @@ plans. So there is one plan; it is checked when it is made and compared on every
 
 from __future__ import annotations
 
-import hashlib
 import json
 import textwrap
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -91,13 +90,6 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def digest(self) -> str:
-        """A short name of the plan: equal plans, and only they, have the same."""
-        return hashlib.sha256(self._json()).hexdigest()[:16]
-
-    def _json(self) -> bytes:
-        return json.dumps(self.to_dict(), sort_keys=True).encode()
-
     def explain(self) -> str:
         """What is guaranteed, to whom, and under which trust."""
         if self.noise == UNSAFE:
@@ -153,13 +145,3 @@ def check_same(values: dict[str, Any], comm: Any) -> None:
             + "; ".join(differing[:8])
             + ". Fix: start every rank with the same flags and the same data"
         )
-
-
-def plan_from_dict(values: dict[str, Any]) -> Plan:
-    """The plan that `to_dict` was called on. Raises UsageError for an unknown or missing field."""
-    known = {field.name for field in fields(Plan)}
-    if values.keys() != known:
-        raise UsageError(
-            f"not a plan: fields {sorted(values.keys() ^ known)} are missing or unknown"
-        )
-    return Plan(**values)

@@ -40,6 +40,7 @@ DATASETS = {
     "pums": Defaults(3.0, 5, 0.005, 0.3, 0.01, (64,)),
     "pums-nine": Defaults(3.0, 5, 0.005, 0.3, 0.01, (64,)),
 }
+OWN = Defaults(3.0, 10, 0.01, 0.3, 0.01, (64,))  # of data that nobody looked at
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     if config:
         arguments = _flags_of(parser, Path(config), arguments) + arguments
     args = parser.parse_args(arguments)
-    suits = DATASETS[args.dataset]
-    folder = Path("runs") / (args.dataset if args.private else f"{args.dataset}-non-private")
+    dataset = args.dataset or (args.data.resolve().name if args.data else "census")
+    suits = DATASETS.get(dataset, OWN)
+    folder = Path("runs") / (dataset if args.private else f"{dataset}-non-private")
     checkpoint = args.checkpoint or folder / "checkpoint.pt"
     calibrated = args.private and args.noise_multiplier is None
     return Options(
-        dataset=args.dataset,
-        data=args.data or Path("data") / args.dataset,
+        dataset=dataset,
+        data=args.data or Path("data") / dataset,
         epochs=args.epochs or (None if args.steps else suits.epochs),
         steps=args.steps,
         sample_rate=args.sample_rate or suits.sample_rate,
@@ -134,8 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--config", metavar="RUN.TOML", help="flags by their names, without dashes")
 
     data = p.add_argument_group("data")
-    data.add_argument("--dataset", choices=DATASETS, default="census", help="default census")
-    data.add_argument("--data", type=Path, help="a prepared folder; default data/DATASET")
+    data.add_argument(
+        "--dataset",
+        type=_name,
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}, each with defaults that suit it, or a name of yours; "
+        "default: the folder that --data names, or else census",
+    )
+    data.add_argument("--data", type=Path, help="a prepared folder; default data/NAME")
 
     length = p.add_argument_group("length (either; a batch is sample rate times records)")
     either = length.add_mutually_exclusive_group()
@@ -175,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--algo", choices=_core.algorithms(), help="all-reduce; default: chosen")
     run.add_argument("--transport", choices=("shm", "mpi"))
     run.add_argument("--threads", type=_count, help="a rank; default: its share of the cores")
-    run.add_argument("--checkpoint", type=Path, help="default in runs/DATASET[-non-private]")
+    run.add_argument("--checkpoint", type=Path, help="default in runs/NAME[-non-private]")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     run.add_argument("--summary", type=Path, help="default: beside the checkpoint")
 
@@ -249,6 +257,12 @@ def _rate(text: str) -> float:
 def _sizes(text: str) -> tuple[int, ...]:
     """No layers, as in --hidden '', is logistic regression."""
     return tuple(_count(part) for part in text.split(",") if part)
+
+
+def _name(text: str) -> str:
+    if not text or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a name: give a folder as --data")
+    return text
 
 
 def _factory(text: str) -> str:

@@ -7,7 +7,10 @@ import json
 import math
 import os
 import secrets
+import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,10 @@ from dpcomm.train import checkpoint
 from dpcomm.train.checkpoint import Checkpoint
 from dpcomm.train.metrics import Best, Measured, Metrics, best_of
 from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
-from dpcomm.train.options import Options
+from dpcomm.train.options import DATASETS, Options
 from dpcomm.train.step import Batches, Step, training_step
+
+_HEARTBEAT = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Trainer:
         self.comm, self.options = comm, options
         self._speaks = comm.rank == 0
         torch.set_num_threads(options.threads or max(1, _cores() // comm.size))
-        self.data, self.test = train or self._load("train"), test or self._load("test")
+        self.data, self.test = self._load("train", train), self._load("test", test)
         self.model = self._make_model()
         self.parameters = FlatParameters(self.model, lambda size: comm.empty(size, torch.float32))
         comm.broadcast(self.parameters.values.detach())
@@ -182,25 +187,43 @@ class Trainer:
         self._nonfinite += step(self.step)
         self.step += 1
 
-    def _load(self, split: str) -> shards.Dataset:
-        """Maps a split. Of the ranks that cannot, the first says so and all end."""
-        data, fault = None, None
+    def _load(self, split: str, data: shards.Dataset | None) -> shards.Dataset:
+        """Maps a split that is not in memory. Of the ranks that cannot, the first says so, and each
+        ends by itself with code 2: were the job ended by one, the others would repeat it."""
         try:
-            data = shards.load(self.options.data, split)
+            data = data or shards.load(self.options.data, split)
+            fault = self._misfit(data)
         except shards.ShardError as error:
-            fault = error
-        rank = np.array([self.comm.size if data else self.comm.rank], np.float64)
+            fault = f"{error}{self._made_by()}"
+        rank = np.array([self.comm.rank if fault else self.comm.size], np.float64)
         first = int(self.comm.all_reduce(rank, op="min")[0])
         if fault and first == self.comm.rank:
-            source, place = self.options.dataset.removesuffix("-nine"), self.options.data
-            raise UsageError(
-                f"--data {place}: {fault}\n  fix: python -m dpcomm.data.{source} data/raw/{source} "
-                f"&& python -m dpcomm.data.prepare data/raw/{source} {place} "
-                f"--schema {self.options.dataset}"
-            ) from fault
+            who = launch.who(self.comm.rank, self.comm.size)
+            print(f"dpcomm: {who}: --data {self.options.data}: {fault}", file=sys.stderr)
         if data is None or first < self.comm.size:
             raise SystemExit(launch.USAGE)
         return data
+
+    def _misfit(self, data: shards.Dataset) -> str:
+        """Why the records cannot be trained on, nothing where they can."""
+        privacy = data.manifest["privacy"]
+        if not self.options.private or privacy["records_per_unit"] == 1:
+            return ""
+        return (
+            f"up to {privacy['records_per_unit']} records speak of one {privacy['unit']}, but "
+            "clipping bounds one record: prepare with records_per_unit = 1 in the schema"
+        )
+
+    def _made_by(self) -> str:
+        """The commands that make a data set of ours where it is looked for; nothing of others'."""
+        name, place = self.options.dataset, self.options.data
+        if name not in DATASETS or place != Path("data") / name:
+            return ""
+        source = name.removesuffix("-nine")
+        return (
+            f"\n  fix: python -m dpcomm.data.{source} data/raw/{source} && "
+            f"python -m dpcomm.data.prepare data/raw/{source} {place} --schema {name}"
+        )
 
     def _make_model(self) -> torch.nn.Module:
         options, features, classes = self.options, self.data.features, len(self.data.classes)
@@ -216,33 +239,29 @@ class Trainer:
         options, records = self.options, self.data.records
         if not options.private:
             return None
-        privacy = self.data.manifest["privacy"]
-        if privacy["records_per_unit"] != 1:
-            raise UsageError(
-                f"--data {options.data}: up to {privacy['records_per_unit']} records speak of one "
-                f"{privacy['unit']}, but clipping bounds one record: prepare with "
-                "records_per_unit = 1 in the schema"
-            )
         delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
-        # Seconds of work, on one rank: ranks that share cores would wait for each other's.
-        noise_multiplier = options.noise_multiplier or self._from_rank_0(
-            lambda: accounting.noise_multiplier(
-                options.target_epsilon or 0, options.sample_rate, self.steps, delta,
-                options.accountant,
-            )
-        )  # fmt: skip
-        return Plan(
+        plan = Plan(
             records=records,
             sample_rate=options.sample_rate,
             steps=self.steps,
             clip_norm=options.clip_norm,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=options.noise_multiplier or 1.0,
             delta=delta,
             noise=SECURE if options.unsafe_seed is None else UNSAFE,
             accountant=options.accountant,
             dataset=hashlib.sha256(manifest).hexdigest()[:16],
         )
+        if options.noise_multiplier:
+            return plan
+        target = options.target_epsilon or 0.0
+        # Seconds of work, on one rank: ranks that share cores would wait for each other's.
+        noise_multiplier = self._from_rank_0(
+            lambda: accounting.noise_multiplier(
+                target, plan.sample_rate, plan.steps, plan.delta, plan.accountant
+            )
+        )
+        return replace(plan, noise_multiplier=noise_multiplier)
 
     def _make_step(self) -> PrivateStep:
         options, size = self.options, self.parameters.size
@@ -369,10 +388,20 @@ class Trainer:
             ledger=str(self.options.ledger) if plan else None,
         )
 
-    def _from_rank_0(self, compute: Any) -> float:
-        """Rank 0's result on every rank: what is costly, or only rank 0 can know."""
-        value = np.array([compute() if self._speaks else 0.0], np.float64)
-        return float(self.comm.broadcast(value)[0])
+    def _from_rank_0(self, compute: Callable[[], float]) -> float:
+        """Rank 0's result on every rank: what is costly, or only rank 0 can know.
+
+        Accounting can take longer than a collective may: each second rank 0 says that it is there.
+        """
+        pool = ThreadPoolExecutor(1)
+        pending = pool.submit(compute if self._speaks else float)
+        said = np.zeros(2)
+        while not said[0]:
+            done = bool(wait([pending], _HEARTBEAT).done)
+            answer = [done, pending.result() if done else 0.0]
+            said = self.comm.broadcast(np.array(answer, np.float64))
+        pool.shutdown(wait=False)
+        return float(said[1])
 
     def _say(self, text: str) -> None:
         if self._speaks:

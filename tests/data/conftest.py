@@ -9,6 +9,14 @@ import pytest
 from dpcomm.data import pums
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_lived_java() -> Iterator[None]:
+    """Most of these JVMs live for seconds: the second compiler costs them more than it gives."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        yield
+
+
 @pytest.fixture(scope="session")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that is viewfs://test/data to the Spark session: a path that only Hadoop knows."""

@@ -141,3 +141,18 @@ def test_disk_that_fills_up(run: Run, tmp_path: Path):
             shards.load(disk / "out")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_shard_that_did_not_arrive_whole_is_not_published(run: Run, tmp_path: Path, monkeypatch):
+    """As where a worker's disk is not the driver's."""
+    begin = store.publish
+
+    def spoilt(job, *others):
+        file = tmp_path / "out" / "train-00001.bin"
+        file.write_bytes(file.read_bytes()[:-4])
+        return begin(job, *others)
+
+    monkeypatch.setattr(store, "publish", spoilt)
+    with pytest.raises(store.WriteError, match=r"out lacks train-00001.bin, .*workers share"):
+        run(text(HEADER, *LINES))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()

@@ -79,8 +79,8 @@ class Cluster:
             assert time.monotonic() < deadline, f"{otherwise}: {log[-3000:]}"
             time.sleep(0.1)
 
-    def registered(self) -> bool:
-        return (self.folder / "log").read_text().count("Successfully registered with master") == 2
+    def said(self, text: str) -> int:
+        return (self.folder / "log").read_text().count(text)
 
     def start_driver(self) -> None:
         """One session for all tests. It prepares what its input names: source and output a line."""
@@ -116,8 +116,12 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
-        cluster.wait_until(cluster.registered, "the workers did not register")
-        cluster.start_driver()
+        cluster.wait_until(lambda: cluster.said("elected leader"), "the master did not start")
+        cluster.start_driver()  # while the workers start too
+        cluster.wait_until(
+            lambda: cluster.said("Successfully registered with master") == 2,
+            "the workers did not register",
+        )
         yield cluster
     finally:
         for process in cluster.processes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,13 @@ from dpcomm.data.prepare import prepare
 from dpcomm.data.schema import DataError, load
 
 ROOT = "viewfs://test/data"
+WORKER = """
+from dpcomm.data.store import open_folder
+filesystem, folder = open_folder("viewfs://conf/data/out", {})
+filesystem.create_dir(folder)
+with filesystem.open_output_stream(f"{folder}/train-00000.bin") as file:
+    file.write(b"rows")
+"""
 
 
 @pytest.fixture
@@ -91,3 +101,19 @@ def test_what_cannot_be_reached_is_named(spark, raw, tmp_path):
         prepare("viewfs://test/data/raw.csv", str(tmp_path / "out"), load("pums"))
     with pytest.raises(shards.ShardError, match="viewfs://test/data/out is not on this machine"):
         shards.load(f"{ROOT}/out")
+
+
+def test_a_worker_takes_the_settings_of_hadoop_conf_dir(tmp_path):
+    """It has no session: viewfs://conf stands in the files alone."""
+    (tmp_path / "core-site.xml").write_text(
+        "<configuration><property><name>fs.viewfs.mounttable.conf.link./data</name>"
+        f"<value>file://{tmp_path}</value></property></configuration>"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER],
+        env={**os.environ, "HADOOP_CONF_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "train-00000.bin").read_bytes() == b"rows"

@@ -16,7 +16,7 @@ import numpy as np
 
 from dpcomm.data import pums, shards
 from dpcomm.data.prepare import prepare
-from dpcomm.data.schema import load
+from dpcomm.data.schema import from_dict, load
 
 
 def same(a: Path, b: Path) -> bool:
@@ -150,6 +150,17 @@ def test_nine_binary_features(raw, tmp_path):
     assert set(np.unique(rows)) == {0.0, 1.0}
 
 
+def test_an_embedding_has_its_index_and_its_size(raw, prepared, tmp_path):
+    source = load("pums").source
+    columns = {**source["columns"], "sex": {**source["columns"]["sex"], "encode": "embed"}}
+    manifest = prepare(raw, str(tmp_path / "out"), from_dict({**source, "columns": columns}))
+    assert manifest["embeddings"] == {"sex code": 2}
+    place = manifest["columns"].index("sex code")
+    codes, binary = (shards.load(f).rows()[:, place] for f in (tmp_path / "out", prepared))
+    assert shards.load(prepared).columns[place] == "sex=1"
+    assert (codes == binary).all()
+
+
 def test_parquet_beside_the_shards_holds_the_same_rows_and_no_statistics(raw, prepared, tmp_path):
     import pyarrow.parquet as pq
 
@@ -174,8 +185,6 @@ def test_parquet_in_gives_the_same_shards_as_csv_in(spark, tmp_path):
     rows = list(csv.DictReader(clean.decode().splitlines()))
     columns = {name: [int(row[name]) for row in rows] for name in rows[0]}
     pq.write_table(pa.table(columns), tmp_path / "clean.parquet", row_group_size=700)
-    from dpcomm.data.schema import from_dict
-
     source = load("pums").source
     typed = from_dict({**source, "format": {**source["format"], "kind": "parquet"}})
     prepare(str(tmp_path / "clean.csv"), str(tmp_path / "a"), load("pums"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpcomm.accounting import Release
 from dpcomm.data import shards, stats
-from dpcomm.data.prepare import prepare
+from dpcomm.data.prepare import main, prepare
 from dpcomm.data.schema import Schema, SchemaError, from_dict, load
 from dpcomm.data.stats import Statistics
 from dpcomm.privacy.ledger import Ledger
@@ -128,3 +129,18 @@ def test_a_budget_without_opendp_is_refused_before_any_work(raw, tmp_path, monke
     with pytest.raises(SchemaError, match=r"pip install 'dpcomm\[private\]'"):
         prepare(raw, str(tmp_path / "out"), asking(), stats=Statistics("dp", 1.0))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ledger_in_use_ends_with_2_and_nothing_drawn(raw, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("opendp")
+    monkeypatch.setattr(stats, "_laplace", lambda *_: pytest.fail("drawn before it was charged"))
+    schema = tmp_path / "schema.toml"
+    text = (Path(stats.__file__).parent / "schemas" / "pums.toml").read_text()
+    schema.write_text(text.replace("impute = 45", 'impute = "mean"'))
+    training = Ledger(tmp_path / "ledger.jsonl")
+    flags = ["--engine", "polars", "--schema", str(schema), "--stats", "dp", "--epsilon", "0.5"]
+    code = main([raw, str(tmp_path / "out"), *flags, "--ledger", str(training.path)])
+    training.close()
+    assert code == 2
+    assert f"ledger {training.path} is in use by another job: wait" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()

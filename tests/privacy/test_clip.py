@@ -17,13 +17,21 @@ torch = pytest.importorskip("torch")
 ISAS = _core.noise_isas()
 
 
-def raw(grads: np.ndarray, clip_norm: float, threads: int = 1, isa: str = "auto") -> tuple:
+def raw(
+    grads: np.ndarray,
+    clip_norm: float,
+    threads: int = 1,
+    isa: str = "auto",
+    stabilizer: float | None = None,
+) -> tuple:
     """The binding on a float32 matrix: total, norms and the count of non-finite rows."""
     rows, columns = grads.shape
     total, norms = np.empty(columns, np.float32), np.empty(rows)
     blocks = [(grads.ctypes.data, columns, columns)]
-    nonfinite = _core.clip_sum(blocks, rows, "float32", clip_norm, total.ctypes.data,
-                               norms.ctypes.data, threads=threads, isa=isa)  # fmt: skip
+    out = total.ctypes.data, norms.ctypes.data
+    nonfinite = _core.clip_sum(
+        blocks, rows, "float32", clip_norm, stabilizer, *out, threads=threads, isa=isa
+    )
     return total, norms, nonfinite
 
 
@@ -172,6 +180,60 @@ def test_list_of_parameters_is_clipped_as_one() -> None:
     assert (clipped.total == whole.total).mean() > 0.99  # norms are summed in another order
     assert clipped.total == pytest.approx(whole.total, rel=1e-6, abs=1e-7)
     assert clipped.norms == pytest.approx(whole.norms, rel=1e-7)
+
+
+@settings(deadline=None, max_examples=200)
+@given(row=rows_of_floats, clip_norm=clip_norms, stabilizer=st.floats(1e-30, 1.0))
+def test_automatic_clipping_keeps_the_bound(
+    row: np.ndarray, clip_norm: float, stabilizer: float
+) -> None:
+    clipped = clip_sum(row[None], clip_norm, clipping="automatic", stabilizer=stabilizer)
+    assert exact_norm(clipped.total) <= clip_norm
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_automatic_clipping_gives_each_sample_about_the_same_length(isa: str) -> None:
+    grads = gradients(40, 1030)
+    _, norms = reference(grads, 1.0)
+    expected = (0.5 / (norms + 0.01)) @ grads.astype(np.float64)
+    total, _, _ = raw(grads, 0.5, isa=isa, stabilizer=0.01)
+    assert total == pytest.approx(expected, abs=1e-6)
+    assert (clip_sum(grads, 0.5, clipping="automatic").total == total).all()
+
+
+def test_per_layer_clips_each_array_by_its_own_norm() -> None:
+    parts = [gradients(30, 2560, seed=1), gradients(30, 64, seed=2), gradients(30, 1, seed=3)]
+    bounds = [0.5, 0.25, 2.0]
+    clipped = clip_sum(parts, bounds, clipping="per_layer")
+    alone = [clip_sum(part, bound) for part, bound in zip(parts, bounds, strict=True)]
+    assert (clipped.total == np.concatenate([one.total for one in alone])).all()
+    assert (clipped.norms == np.stack([one.norms for one in alone], 1)).all()
+    assert clipped.sensitivity == pytest.approx(math.sqrt(0.25 + 0.0625 + 4))
+
+
+def test_per_layer_counts_a_sample_once_and_leaves_out_only_its_nonfinite_arrays() -> None:
+    parts = [torch.from_numpy(gradients(5, 10, seed)) for seed in range(3)]
+    clean = clip_sum([part[[0, 1, 3, 4]] for part in parts], [1.0] * 3, clipping="per_layer")
+    for part in parts:
+        part[2, 3] = math.nan
+    clipped = clip_sum(parts, [1.0] * 3, clipping="per_layer")
+    assert clipped.nonfinite == 1
+    assert torch.equal(clipped.total, clean.total)
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "options", "reason"),
+    [
+        (1.0, {"clipping": "ghost"}, "flat, automatic or per_layer"),
+        (1.0, {"clipping": "automatic", "stabilizer": 0.0}, "stabilizer 0"),
+        (1.0, {"clipping": "per_layer"}, "one number for each"),
+        ([1.0, 2.0], {"clipping": "per_layer"}, "for 1 arrays"),
+        ([1.0], {}, 'clipping="per_layer"'),
+    ],
+)
+def test_bad_rules_are_refused(clip_norm: Any, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        clip_sum([gradients(2, 3)], clip_norm, **options)
 
 
 @pytest.mark.parametrize(

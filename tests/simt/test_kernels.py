@@ -82,7 +82,7 @@ NARROW = {
 }
 
 
-def clip_on(device, grads, dtype, clip_norm):
+def clip_on(device, grads, dtype, clip_norm, stabilizer=None):
     """`grads`: [rows, columns] arrays side by side; padded and misaligned in memory."""
     rows = len(grads[0])
     stored, blocks = [], []
@@ -100,7 +100,7 @@ def clip_on(device, grads, dtype, clip_norm):
     nonfinite = device.upload(np.full(1, -1))
     workspace = device.upload(np.full(plan.workspace_bytes, 255, np.uint8))
     device.kernels.clip_sum(
-        device.place, plan, blocks, rows, dtype, clip_norm,
+        device.place, plan, blocks, rows, dtype, clip_norm, stabilizer,
         *(device.pointer(array) for array in (total, norms, nonfinite, workspace)),
     )  # fmt: skip
     return plan, device.download(total), device.download(norms), int(device.download(nonfinite)[0])
@@ -132,6 +132,9 @@ def test_clip_sum_is_the_cpus(device, size, dtype, rows, columns):
     factors = np.minimum(1, clip_norm / exact)
     np.testing.assert_allclose(total, factors @ flat, atol=2e-6 * rows * clip_norm, rtol=2e-6)
     assert nonfinite == 0
+    _, total, _, _ = clip_on(device, grads, dtype, clip_norm, stabilizer=0.01)
+    factors = clip_norm / (exact + 0.01)
+    np.testing.assert_allclose(total, factors @ flat, atol=2e-6 * rows * clip_norm, rtol=2e-6)
 
 
 def test_every_division_of_the_work_is_reached(device):

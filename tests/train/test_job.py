@@ -64,9 +64,9 @@ def test_a_wrong_command_is_code_2_and_says_the_fix_once(flags, tmp_path):
     done = run([MPIRUN, "-np", "2", sys.executable, *flags, "--clip-norm", "-1"])
     assert done.returncode == 2
     assert done.stderr.count("--clip-norm: '-1' is not a number above 0") == 1
-    done = run([MPIRUN, "-np", "2", sys.executable, *flags, "--data", tmp_path])
+    done = run([MPIRUN, "-np", "4", sys.executable, *flags, "--data", tmp_path / "none"])
     assert done.returncode == 2
-    assert done.stderr.count("fix: python -m dpcomm.data.census data/raw/census") == 1
+    assert done.stderr.count("none is no prepared folder") == 1
 
 
 def children(pid):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpcomm import UsageError
-from dpcomm.train.options import DATASETS, parse
+from dpcomm.train.options import DATASETS, OWN, parse
 
 
 def test_without_a_flag_everything_has_a_default():
@@ -26,6 +26,16 @@ def test_what_is_given_replaces_its_alternative():
     assert parse(["--steps", "7"]).epochs is None
     assert parse(["--hidden", ""]).hidden == ()
     assert parse(["--dataset", "pums", "--checkpoint", "a/b.pt"]).ledger == Path("a/ledger.jsonl")
+
+
+def test_data_of_ones_own_have_their_name_and_defaults_that_owe_nothing_to_others(tmp_path):
+    options = parse(["--data", f"{tmp_path}/people/"])
+    assert (options.dataset, options.data) == ("people", tmp_path / "people")
+    assert options.sample_rate == OWN.sample_rate
+    assert options.ledger == Path("runs/people/ledger.jsonl")
+    assert parse(["--dataset", "people"]).data == Path("data/people")
+    assert parse(["--data", "elsewhere/pums"]).epochs == DATASETS["pums"].epochs
+    assert parse(["--data", "elsewhere/x", "--dataset", "pums"]).epochs == DATASETS["pums"].epochs
 
 
 def test_a_run_without_privacy_has_a_folder_of_its_own():
@@ -85,7 +95,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
         (["--steps", "1.5"], "'1.5' is not a whole number above 0"),
         (["--hidden", "64,x"], "'x' is not a whole number"),
         (["--model", "mine"], "is not PACKAGE.MODULE:FACTORY"),
-        (["--dataset", "iris"], "invalid choice: 'iris'"),
+        (["--dataset", "my/iris"], "'my/iris' is not a name: give a folder as --data"),
         (["--clip", "1"], "unrecognized arguments"),
     ],
 )

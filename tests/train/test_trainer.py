@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +17,13 @@ import torch
 from conftest import RATE, SIGMA, make_rows, write_folder
 from groups import environment, results, run_threads
 
-from dpcomm import MismatchError, UsageError, accounting
-from dpcomm.data import pums, schema
+from dpcomm import MismatchError, UsageError, accounting, launch
+from dpcomm.data import pums, schema, shards
 from dpcomm.data.prepare import prepare
 from dpcomm.data.stats import Statistics
 from dpcomm.privacy.ledger import AHEAD, Ledger
-from dpcomm.privacy.plan import plan_from_dict
-from dpcomm.train import checkpoint
+from dpcomm.privacy.plan import Plan
+from dpcomm.train import checkpoint, trainer
 from dpcomm.train.options import DATASETS
 from dpcomm.train.trainer import Trainer, save_summary
 
@@ -167,7 +169,7 @@ def test_what_a_dead_job_had_paid_for_counts(options):
     """It dies after its checkpoint at step 20 and before its next: those steps are done again."""
     train(replace(options, steps=20))
     ledger = Ledger(options.ledger)
-    ledger.pay(plan_from_dict(ledger.lines[0]["plan"]), AHEAD)
+    ledger.pay(Plan(**ledger.lines[0]["plan"]), AHEAD)
     ledger.close()
     _, summary = train(replace(options, resume=True))
     assert summary.steps == 40
@@ -294,17 +296,60 @@ def test_ranks_that_differ_in_their_flags_are_told_so(options):
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_missing_data_is_an_error_with_the_commands_that_prepare_it(options, tmp_path, dataset):
-    with pytest.raises(UsageError, match=f"--data {tmp_path}") as error:
-        train(replace(options, data=tmp_path / "none", dataset=dataset))
-    commands = str(error.value).split("fix: ")[1].split(" && ")
+def test_data_of_ours_that_are_missing_come_with_the_commands_that_prepare_them(
+    options, tmp_path, dataset, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        Trainer(launch.alone(), replace(options, data=Path("data", dataset), dataset=dataset))
+    error = capsys.readouterr().err
+    assert f"--data data/{dataset}: data/{dataset} is no prepared folder" in error
+    commands = error.split("fix: ")[1].split(" && ")
     assert [command.split()[-1] for command in commands][-1] == dataset
     for command in commands:
         _, *arguments = command.split()
         subprocess.run([sys.executable, *arguments, "--help"], check=True, env=environment())
 
 
-def test_several_records_of_one_person_are_refused(options, tmp_path):
+@pytest.mark.parametrize("dataset", ["census", "people"])
+def test_data_of_ones_own_that_are_missing_are_not_told_to_be_ours(
+    options, tmp_path, dataset, capsys
+):
+    with pytest.raises(SystemExit, match="2"):
+        Trainer(launch.alone(), replace(options, data=tmp_path / "people", dataset=dataset))
+    error = capsys.readouterr().err
+    assert f"dpcomm.data.prepare INPUT {tmp_path}/people --schema FILE.toml" in error
+    assert "census" not in error
+    with pytest.raises(SystemExit, match="2"):
+        Trainer(launch.alone(), replace(options, data=Path("hdfs://name/people"), dataset=dataset))
+    assert "copy it to a disk that ranks can map" in capsys.readouterr().err
+
+
+def test_accounting_that_takes_longer_than_a_collective_may_is_waited_for(options, monkeypatch):
+    """Rank 0 works it out, and its peers would take it for dead."""
+    found = accounting.noise_multiplier
+    monkeypatch.setattr(trainer, "_HEARTBEAT", 0.2)
+
+    def slow(*arguments):
+        time.sleep(2.5)
+        return found(*arguments)
+
+    monkeypatch.setattr(accounting, "noise_multiplier", slow)
+    options = replace(options, noise_multiplier=None, target_epsilon=3.0)
+    plans = run_threads(2, lambda comm: Trainer(comm, options).plan, timeout=1.0)
+    assert plans[0] == plans[1]
+
+
+def test_a_delta_that_cannot_be_is_refused_before_its_noise_is_sought(options, monkeypatch):
+    monkeypatch.setattr(accounting, "noise_multiplier", lambda *_: pytest.fail("sought"))
+    with pytest.raises(UsageError, match=r"delta=0.5 for 3000 records"):
+        train(replace(options, noise_multiplier=None, target_epsilon=3.0, delta=0.5))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_several_records_of_one_person_are_refused(options, tmp_path, in_memory, capsys):
     folder = write_folder(tmp_path / "two", *make_rows(), {"records_per_unit": 2})
-    with pytest.raises(UsageError, match="prepare with records_per_unit = 1"):
-        train(replace(options, data=folder))
+    train = shards.load(folder) if in_memory else None
+    with pytest.raises(SystemExit, match="2"):
+        Trainer(launch.alone(), replace(options, data=folder), train)
+    assert "prepare with records_per_unit = 1" in capsys.readouterr().err
