@@ -254,7 +254,7 @@ class Communicator:
         root: int = 0,
         scale: float = 1.0,
     ) -> Any:
-        stream = self._stream(source, target)
+        stream = self.stream(source, target)
         call = (
             source.pointer, target.pointer, count, source.dtype, op, algo or "", root, scale, stream
         )  # fmt: skip
@@ -265,8 +265,11 @@ class Communicator:
         in_use = (source.source, target.source)
         return Handle(self.submit(_run_keeping, in_use, collective, call), target.source)
 
-    def _stream(self, source: arrays.Array, target: arrays.Array) -> int | None:
-        """Where a GPU's arrays wait for their turn; None for the CPU's."""
+    def stream(self, source: arrays.Array, target: arrays.Array) -> int | None:
+        """The address of the stream that work on a GPU's arrays is for; None for the CPU's.
+
+        Collective where a GPU's are the first of this communicator: it opens NCCL.
+        """
         if source.device == target.device == "cpu":
             return None
         from dpcomm import nccl

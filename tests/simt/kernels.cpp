@@ -79,8 +79,8 @@ void clip(DType dtype, std::size_t rows, std::vector<std::size_t> columns) {
   OnDevice<double> norms(rows);
   OnDevice<std::byte> workspace(plan.workspace_bytes);
   OnDevice<std::int64_t> nonfinite(1);
-  clip_sum(plan, blocks, rows, dtype, {.clip_norm = 1.0}, total.data(), norms.data(), nonfinite.data(),
-           workspace.data(), nullptr);
+  clip_sum(plan, blocks, rows, dtype, {.clip_norm = 1.0}, total.data(), norms.data(),
+           nonfinite.data(), workspace.data(), nullptr);
   std::int64_t count = -1;
   DPCOMM_CUDA_CHECK(cudaMemcpy(&count, nonfinite.data(), sizeof count, cudaMemcpyDeviceToHost));
   std::printf("clip %zu x %zu %s: %u teams of %u, groups of %u rows, %lld not finite\n", rows, all,
@@ -110,6 +110,8 @@ int main(int argc, char** argv) {
         dtype, 9,
         gpu ? std::vector<std::size_t>{17001, 1, 3300} : std::vector<std::size_t>{1701, 1, 330});
     dpcomm::clip(dtype, 5, {gpu ? 500'001u : 4047u});
+    dpcomm::clip(dtype, 3, {gpu ? 4'000'001u : 29'001u});
+    dpcomm::clip(dtype, 2, {gpu ? 8'000'001u : 100'001u});
     dpcomm::clip(dtype, 3, {gpu ? 4'000'001u : 29'001u, 12});
   }
 }

@@ -7,16 +7,17 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from built import build
-from groups import MPIRUN, environment, results, run_threads
+from groups import environment, results, run_threads
 
 import dpcomm
-from dpcomm import _core, cuda, nccl
+from dpcomm import _core, arrays, cuda, nccl
 from dpcomm.comm import Communicator
 from dpcomm.nccl import Place
 
@@ -41,7 +42,7 @@ def fake(path):
 class OnGpu(Communicator):
     """Whose arrays count as a GPU's."""
 
-    def _stream(self, source, target):
+    def stream(self, source, target):
         return 0
 
 
@@ -363,22 +364,26 @@ def test_what_ranks_found_reaches_all_of_them():
     assert results(run_threads(3, body)) == [["", "ä", "ää"]] * 3
 
 
-class OnNumberedGpu(Communicator):
-    """Whose arrays are described as a GPU's, a rank a GPU or all on the first."""
-
-    shared = False
-
-    def _array(self, array, name, written=False):
-        described = super()._array(array, name, written)
-        described.device = f"cuda:{0 if self.shared else self.rank}"
-        return described
-
-
 @pytest.fixture
 def gpus(path, monkeypatch):
-    """What of torch and the kernels opening NCCL asks for, on a machine without either's GPU."""
+    """A machine whose float arrays are on GPUs, a thread's on the one of its `index`; or on 0."""
     torch = pytest.importorskip("torch")
-    kernels = SimpleNamespace(uuid="GPU-{}".format, gpu=lambda _: _core.host_device())
+    here = threading.local()
+    describe = arrays.describe
+
+    def floats_on_gpu(array):
+        described = describe(array)
+        if described.dtype.startswith("float"):
+            described.device = f"cuda:{getattr(here, 'index', 0)}"
+        return described
+
+    def add_noise(place, *arguments):
+        _core.add_noise(*arguments)
+
+    kernels = SimpleNamespace(
+        uuid="GPU-{}".format, gpu=lambda _: _core.host_device(), add_noise=add_noise
+    )
+    monkeypatch.setattr(arrays, "describe", floats_on_gpu)
     monkeypatch.setattr(nccl, "library", lambda: path)
     monkeypatch.setattr(cuda, "kernels", lambda: kernels)
     monkeypatch.setattr(cuda, "place", lambda view: (int(view.device[5:]), 0))
@@ -386,52 +391,66 @@ def gpus(path, monkeypatch):
     for name in nccl._SHARED:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    return here
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_first_array_on_a_gpu_opens_the_library(gpus, monkeypatch, shared):
-    monkeypatch.setattr(OnNumberedGpu, "shared", shared)
-
+def test_the_first_array_on_a_gpu_opens_the_library(gpus, shared):
     def body(comm):
-        on_gpu = OnNumberedGpu(comm.core)
-        handle = on_gpu.all_reduce(np.ones(9), async_op=True)
-        assert on_gpu.reduce_scatter(np.ones(4), op="max").tolist() == [1, 1]
-        assert on_gpu.gpu == (0 if shared else comm.rank)
+        gpus.index = 0 if shared else comm.rank
+        handle = comm.all_reduce(np.ones(9), async_op=True)
+        assert comm.reduce_scatter(np.ones(4), op="max").tolist() == [1, 1]
+        assert comm.gpu == gpus.index
+        half = comm.split(0)
+        assert half.gpu is None
+        assert half.all_reduce(np.ones(3), algo="nccl").tolist() == [2] * 3
         return handle.wait().tolist()
 
     assert results(run_threads(2, body)) == [[2] * 9] * 2
     assert os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == ("1" if shared else None)
 
 
-def test_ranks_that_may_not_share_their_gpu_are_told_alike(gpus, fake, monkeypatch):
-    monkeypatch.setattr(OnNumberedGpu, "shared", True)
+def test_ranks_that_may_not_share_their_gpu_are_told_alike(gpus, fake):
     fake.fake_nccl_set_version(22809)
 
     def body(comm):
         with pytest.raises(dpcomm.EnvironmentError, match="share the GPU GPU-0, and NCCL 2"):
-            OnNumberedGpu(comm.core).all_reduce(np.ones(9))
-        return comm.all_reduce(np.ones(1))[0]
+            comm.all_reduce(np.ones(9))
+        return comm.all_reduce(np.ones(1, int))[0]
 
     assert results(run_threads(2, body)) == [2, 2]
 
 
-def test_arrays_on_two_gpus_are_refused(gpus):
+def test_a_rank_has_one_gpu_and_a_call_one_device(gpus):
     def body(comm):
-        on_gpu = OnNumberedGpu(comm.core)
-        on_gpu.all_reduce(np.ones(2))
-        other = OnNumberedGpu(comm.core)
-        other.gpu = 7
-        with pytest.raises(ValueError, match="this communicator's GPU is cuda:7: a rank has one"):
-            other.all_reduce(np.ones(2))
+        gpus.index = comm.rank
+        comm.all_reduce(np.ones(2))
+        gpus.index = 7
+        with pytest.raises(ValueError, match=r"on cuda:7, but this communicator's GPU is cuda:\d"):
+            comm.all_reduce(np.ones(2))
+        with pytest.raises(ValueError, match="arrays on cuda:7 and cpu: give one device"):
+            comm.stream(arrays.describe(np.ones(2)), arrays.describe(np.ones(2, int)))
 
     assert run_threads(2, body) == [None, None]
 
 
+def test_a_private_step_on_gpus_adds_each_noise_once_between_the_halves(gpus):
+    size, count, std, batch = 3, 1003, 1.5, 60
+
+    def body(comm):
+        step = dpcomm.PrivateStep(comm, count, 1.0, std, batch, unsafe_seed=1)
+        step(np.zeros(count, np.float32))
+        return step(np.full(count, comm.rank, np.float32)), step._key
+
+    for mean, key in results(run_threads(size, body)):
+        expected = np.full(count, 3, np.float32)
+        _core.add_noise(expected.ctypes.data, count, 0, key, "chacha20", 1, std, 1 / batch)
+        np.testing.assert_array_equal(mean, expected)
+
+
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
 def test_without_a_gpu_the_benchmark_says_so_by_name():
-    command = [str(MPIRUN), "-np", "2", sys.executable, "-m", "dpcomm.bench", "all_reduce"]
-    done = subprocess.run(
-        [*command, "--transport", "nccl"], env=environment(), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "dpcomm.bench", "all_reduce", "--transport", "nccl"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 3
     assert "transport nccl needs" in done.stderr
