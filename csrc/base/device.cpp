@@ -10,8 +10,10 @@
 #include "base/error.hpp"
 
 // One source, compiled for several instruction sets and chosen by the loader. Sanitizers instrument
-// the chooser before they are ready, so they get the plain one.
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+// the chooser before they are ready, and clang takes no `flatten` beside it: they get the plain
+// one.
+#if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define DPCOMM_SIMD \
   [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), gnu::flatten]]
 #else

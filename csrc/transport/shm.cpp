@@ -339,10 +339,10 @@ std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,
   if (place == 0) {
     segment = Segment::of_threads(count);
     for (int peer : members) {
-      if (peer != rank()) sends.push_back({peer, &shown, sizeof(shown)});
+      if (peer != rank()) sends.push_back({peer, &shown, sizeof(void*)});
     }
   } else {
-    receives.push_back({members[0], &shown, sizeof(shown)});
+    receives.push_back({members[0], &shown, sizeof(void*)});
   }
   exchange(stamp, sends, receives);
   auto made = std::make_shared<ShmTransport>(*shown, "", place, timeout());
