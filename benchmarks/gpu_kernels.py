@@ -212,9 +212,8 @@ def check() -> list[str]:
     for generator in ("philox", "chacha20"):
         here = torch.zeros(NOISE_COUNT)
         there = torch.zeros(NOISE_COUNT, device="cuda")
-        _core.add_noise(
-            here.data_ptr(), NOISE_COUNT, 12345, KEY, generator, 7, 1.5, threads=threads
-        )
+        noise = _core.NoiseSpec(KEY, 7, 1.5, generator)
+        _core.add_noise(here.data_ptr(), NOISE_COUNT, 12345, noise, threads=threads)
         dpcomm.add_noise_(there, 1.5, KEY, 7, 12345, generator)
         differ = int((here.view(torch.int32) != there.cpu().view(torch.int32)).sum())
         if differ:

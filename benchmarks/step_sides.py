@@ -224,9 +224,7 @@ def native(
     records = Records(data.rows[:, :-1], data.rows[:, -1])
     begin, end = share(data.records, comm.rank, comm.size)
     key, rate, numbers = shared_key(comm), batch / data.records, itertools.count()
-    whole = NativeStep(
-        optimizer, mlp, records, key, rate, begin, end, CLIP_NORM if private else None
-    )
+    whole = NativeStep(optimizer, mlp, records, key, rate, begin, end, private)
     parts: dict[str, Step] = {
         "sampler": lambda: poisson_sample(key, 0, rate, begin, end),
         "communication": partial(comm.all_reduce, gradient, out=parameters.copy()),

@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -21,11 +20,6 @@ inline std::vector<GradBlock> grads_of(const PyBlocks& blocks) {
     grads.push_back({pointer_to<const void>(address), columns, stride});
   }
   return grads;
-}
-
-// Automatic clipping where there is a stabilizer.
-inline ClipRule rule_of(double clip_norm, std::optional<double> stabilizer) {
-  return {clip_norm, stabilizer.has_value(), stabilizer.value_or(0)};
 }
 
 void bind_clip(pybind11::module_& module);

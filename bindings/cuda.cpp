@@ -5,7 +5,6 @@
 #include "base/cuda.hpp"
 #include "base/device_cuda.hpp"
 #include "clip.hpp"
-#include "key.hpp"
 #include "memory.hpp"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/noise_cuda.hpp"
@@ -75,31 +74,26 @@ void bind_cuda(py::module_& module) {
   module.def(
       "add_noise",
       [](PyPlace at, std::uintptr_t data, std::size_t count, std::uint64_t offset,
-         const py::bytes& key, const std::string& generator, std::uint64_t step, double std,
-         float scale) {
+         const NoiseSpec& spec, float scale) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        add_noise_and_scale(pointer_to<float>(data), count, offset,
-                            {key_of(key), generator_of(generator), step, std}, scale,
-                            place.handle());
+        add_noise_and_scale(pointer_to<float>(data), count, offset, spec, scale, place.handle());
       },
-      py::arg("place"), py::arg("data"), py::arg("count"), py::arg("offset"), py::arg("key"),
-      py::arg("generator"), py::arg("step"), py::arg("std"), py::arg("scale") = 1.0f);
+      py::arg("place"), py::arg("data"), py::arg("count"), py::arg("offset"), py::arg("spec"),
+      py::arg("scale") = 1.0f);
 
   module.def(
       "update",
       [](PyPlace at, std::uintptr_t gradient, std::uintptr_t parameters,
          const std::vector<std::uintptr_t>& states, std::size_t count, std::uint64_t offset,
-         const py::bytes& key, const std::string& generator, std::uint64_t step, double std,
-         float scale, const Optimizer& optimizer) {
+         const NoiseSpec& spec, float scale, const Optimizer& optimizer) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        update(shard_of(gradient, parameters, states, optimizer), count, offset,
-               {key_of(key), generator_of(generator), step, std}, scale, optimizer, place.handle());
+        update(shard_of(gradient, parameters, states, optimizer), count, offset, spec, scale,
+               optimizer, place.handle());
       },
       py::arg("place"), py::arg("gradient"), py::arg("parameters"), py::arg("states"),
-      py::arg("count"), py::arg("offset"), py::arg("key"), py::arg("generator"), py::arg("step"),
-      py::arg("std"), py::arg("scale"), py::arg("optimizer"));
+      py::arg("count"), py::arg("offset"), py::arg("spec"), py::arg("scale"), py::arg("optimizer"));
 
   // Of this module alone: _cuda and the tests' module may live in one process.
   py::class_<ClipPlan>(module, "ClipPlan", py::module_local())
@@ -117,17 +111,16 @@ void bind_cuda(py::module_& module) {
   module.def(
       "clip_sum",
       [](PyPlace at, const ClipPlan& plan, const PyBlocks& blocks, std::size_t rows,
-         const std::string& dtype, double clip_norm, std::optional<double> stabilizer,
-         std::uintptr_t total, std::uintptr_t norms, std::uintptr_t nonfinite,
-         std::uintptr_t workspace) {
+         const std::string& dtype, double clip_norm, double stability, std::uintptr_t total,
+         std::uintptr_t norms, std::uintptr_t nonfinite, std::uintptr_t workspace) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), rule_of(clip_norm, stabilizer),
+        clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), clip_norm, stability,
                  pointer_to<float>(total), pointer_to<double>(norms),
                  pointer_to<std::int64_t>(nonfinite), pointer_to<void>(workspace), place.handle());
       },
       py::arg("place"), py::arg("plan"), py::arg("blocks"), py::arg("rows"), py::arg("dtype"),
-      py::arg("clip_norm"), py::arg("stabilizer"), py::arg("total"), py::arg("norms"),
+      py::arg("clip_norm"), py::arg("stability"), py::arg("total"), py::arg("norms"),
       py::arg("nonfinite"), py::arg("workspace"));
 }
 

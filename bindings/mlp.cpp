@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "base/error.hpp"
+#include "clip_rule.hpp"
 #include "memory.hpp"
 #include "model/mlp.hpp"
 #include "records.hpp"
@@ -56,11 +57,12 @@ Mlp make(const std::vector<std::tuple<int, int, bool, std::string>>& layers,
 }
 
 std::size_t clipped_sum(Mlp& mlp, std::uintptr_t parameters, const Records& records,
-                        const std::optional<Ids>& ids, double clip_norm, std::uintptr_t total,
-                        std::uintptr_t losses, std::uintptr_t norms, bool accumulate) {
+                        const std::optional<Ids>& ids, const HeldClipRule& rule,
+                        std::uintptr_t total, std::uintptr_t losses, std::uintptr_t norms,
+                        bool accumulate) {
   const py::gil_scoped_release unlocked;
   return mlp.clipped_sum(pointer_to<const float>(parameters), find(records, ids).samples(),
-                         clip_norm, pointer_to<float>(total), pointer_to<float>(losses),
+                         rule.rule(), pointer_to<float>(total), pointer_to<float>(losses),
                          pointer_to<double>(norms), accumulate);
 }
 

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "clip.hpp"
+#include "clip_rule.hpp"
 #include "communicator.hpp"
 #include "errors.hpp"
 #include "gather.hpp"
@@ -20,6 +21,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
   dpcomm::bind_errors(module);
   dpcomm::bind_clip(module);
+  dpcomm::bind_clip_rule(module);
   dpcomm::bind_gather(module);
   dpcomm::bind_ghost(module);
   dpcomm::bind_records(module);

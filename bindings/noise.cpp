@@ -17,15 +17,8 @@ namespace py = pybind11;
 namespace dpcomm {
 namespace {
 
-NoiseSpec spec_of(const py::bytes& key, const std::string& generator, std::uint64_t step,
-                  double std) {
-  return {key_of(key), generator_of(generator), step, std};
-}
-
 void add_noise_to(std::uintptr_t data, std::size_t count, std::uint64_t offset,
-                  const py::bytes& key, const std::string& generator, std::uint64_t step,
-                  double std, float scale, int threads, const std::string& isa) {
-  const NoiseSpec spec = spec_of(key, generator, step, std);
+                  const NoiseSpec& spec, float scale, int threads, const std::string& isa) {
   const Isa chosen = isa_of(isa);
   const py::gil_scoped_release unlocked;
   add_noise_and_scale(pointer_to<float>(data), count, offset, spec, scale, threads, chosen);
@@ -57,9 +50,15 @@ std::pair<float, float> gaussian_pair_of(std::uint32_t a, std::uint32_t b) {
 }  // namespace
 
 void bind_noise(py::module_& module) {
+  py::class_<NoiseSpec>(module, "NoiseSpec", "The noise of a step. Tells nobody its key.")
+      .def(py::init([](const py::bytes& key, std::uint64_t step, double std,
+                       std::string_view generator) {
+             return NoiseSpec{key_of(key), generator_of(generator), step, std};
+           }),
+           py::arg("key"), py::arg("step"), py::arg("std"), py::arg("generator") = "chacha20");
   module.def("add_noise", &add_noise_to, py::arg("data"), py::arg("count"), py::arg("offset"),
-             py::arg("key"), py::arg("generator"), py::arg("step"), py::arg("std"),
-             py::arg("scale") = 1.0f, py::arg("threads") = 1, py::arg("isa") = "auto");
+             py::arg("spec"), py::arg("scale") = 1.0f, py::arg("threads") = 1,
+             py::arg("isa") = "auto");
   module.def("noise_isas", [] {
     std::vector<std::string> names = {"scalar", "generic"};
     if (supported(Isa::kAvx2)) names.emplace_back("avx2");

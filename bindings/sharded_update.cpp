@@ -7,7 +7,6 @@
 #include <new>
 #include <vector>
 
-#include "key.hpp"
 #include "memory.hpp"
 
 namespace py = pybind11;
@@ -39,15 +38,14 @@ ShardedUpdate::Pages ShardedUpdate::pages() const {
   return made;
 }
 
-void ShardedUpdate::step(std::uint64_t step, const Optimizer& optimizer) {
-  const NoiseSpec spec{settings_.key, settings_.generator, step, settings_.std};
+void ShardedUpdate::step(const NoiseSpec& noise, const Optimizer& optimizer) {
   const auto update_some = [&](const float* sum, float* parameters, std::size_t offset,
                                std::size_t count) {
     UpdateShard shard{sum, parameters + offset, {}};
     for (int k = 0; k < 2; ++k) {
       if (states_[k]) shard.states[k] = states_[k].get() + offset;
     }
-    update(shard, count, offset, spec, settings_.scale, optimizer, settings_.threads);
+    update(shard, count, offset, noise, settings_.scale, optimizer, settings_.threads);
   };
   if (alone()) return update_some(gradient_, parameters_, 0, count_);
   each_completed([&](void* done, std::size_t offset, std::size_t count) {
@@ -104,15 +102,9 @@ void ShardedUpdate::adopt() {
 void bind_sharded_update(py::module_& module) {
   py::class_<ShardedUpdate>(module, "ShardedUpdate")
       .def(py::init([](Communicator& communicator, std::uintptr_t gradient,
-                       std::uintptr_t parameters, std::size_t count, int states,
-                       const py::bytes& key, std::string_view generator, double std, float scale,
+                       std::uintptr_t parameters, std::size_t count, int states, float scale,
                        std::string_view algo, int threads) {
-             ShardedUpdate::Settings settings{.key = key_of(key),
-                                              .generator = generator_of(generator),
-                                              .std = std,
-                                              .scale = scale,
-                                              .algorithm = {},
-                                              .threads = threads};
+             ShardedUpdate::Settings settings{.scale = scale, .algorithm = {}, .threads = threads};
              if (!algo.empty()) settings.algorithm = algorithm_of(algo);
              const py::gil_scoped_release unlocked;
              return std::make_unique<ShardedUpdate>(communicator, pointer_to<float>(gradient),
@@ -120,9 +112,9 @@ void bind_sharded_update(py::module_& module) {
                                                     settings);
            }),
            py::arg("communicator"), py::arg("gradient"), py::arg("parameters"), py::arg("count"),
-           py::arg("states"), py::arg("key"), py::arg("generator"), py::arg("std"),
-           py::arg("scale"), py::arg("algo"), py::arg("threads"), py::keep_alive<1, 2>())
-      .def("step", &ShardedUpdate::step, py::arg("step"), py::arg("optimizer"),
+           py::arg("states"), py::arg("scale"), py::arg("algo"), py::arg("threads"),
+           py::keep_alive<1, 2>())
+      .def("step", &ShardedUpdate::step, py::arg("noise"), py::arg("optimizer"),
            py::call_guard<py::gil_scoped_release>())
       .def(
           "gather",

@@ -26,9 +26,6 @@ namespace dpcomm {
 class ShardedUpdate {
  public:
   struct Settings {
-    NoiseKey key;
-    Generator generator;
-    double std;
     float scale;
     std::optional<Algorithm> algorithm;
     int threads;
@@ -38,9 +35,9 @@ class ShardedUpdate {
   ShardedUpdate(Communicator& communicator, float* gradient, float* parameters, std::size_t count,
                 int states, const Settings& settings);
 
-  // This rank's gradients become one update of all ranks' parameters, with the noise of index
-  // `step`. The gradients' content afterwards is of no meaning.
-  void step(std::uint64_t step, const Optimizer& optimizer);
+  // This rank's gradients become one update of all ranks' parameters. The gradients' content
+  // afterwards is of no meaning.
+  void step(const NoiseSpec& noise, const Optimizer& optimizer);
 
   // out[count] = the optimizer's numbers of this kind, all ranks' together.
   void gather(int state, float* out);

@@ -3,7 +3,6 @@
 #include <string_view>
 
 #include "engine/communicator.hpp"
-#include "key.hpp"
 #include "memory.hpp"
 #include "privacy/noise.hpp"
 
@@ -16,9 +15,8 @@ namespace {
 // sent on. Where one rank owns each element, its noise is drawn once over all ranks.
 // The buffer's first element is element `offset` of the step's.
 void private_step(Communicator& communicator, std::uintptr_t data, std::size_t count,
-                  const py::bytes& key, std::string_view generator, std::uint64_t step, double std,
-                  float scale, std::string_view algo, int threads, std::size_t offset) {
-  const NoiseSpec spec{key_of(key), generator_of(generator), step, std};
+                  const NoiseSpec& spec, float scale, std::string_view algo, int threads,
+                  std::size_t offset) {
   Arguments arguments{.data = pointer_to<float>(data),
                       .out = pointer_to<float>(data),
                       .count = count,
@@ -36,9 +34,8 @@ void private_step(Communicator& communicator, std::uintptr_t data, std::size_t c
 
 void bind_step(py::module_& module) {
   module.def("private_step", &private_step, py::arg("communicator"), py::arg("data"),
-             py::arg("count"), py::arg("key"), py::arg("generator"), py::arg("step"),
-             py::arg("std"), py::arg("scale"), py::arg("algo") = "", py::arg("threads") = 1,
-             py::arg("offset") = 0);
+             py::arg("count"), py::arg("spec"), py::arg("scale"), py::arg("algo") = "",
+             py::arg("threads") = 1, py::arg("offset") = 0);
 }
 
 }  // namespace dpcomm

@@ -2,8 +2,6 @@
 
 #include <pybind11/stl.h>
 
-#include "key.hpp"
-
 namespace py = pybind11;
 
 namespace dpcomm {
@@ -11,10 +9,9 @@ namespace {
 
 void update_of(std::uintptr_t gradient, std::uintptr_t parameters,
                const std::vector<std::uintptr_t>& states, std::size_t count, std::uint64_t offset,
-               const py::bytes& key, const std::string& generator, std::uint64_t step, double std,
-               float scale, const Optimizer& optimizer, int threads, const std::string& isa) {
+               const NoiseSpec& spec, float scale, const Optimizer& optimizer, int threads,
+               const std::string& isa) {
   const UpdateShard shard = shard_of(gradient, parameters, states, optimizer);
-  const NoiseSpec spec{key_of(key), generator_of(generator), step, std};
   const Isa chosen = isa_of(isa);
   const py::gil_scoped_release unlocked;
   update(shard, count, offset, spec, scale, optimizer, threads, chosen);
@@ -39,9 +36,8 @@ void bind_update(py::module_& module) {
            py::arg("decoupled_weight_decay") = false, py::arg("count") = 1)
       .def_readwrite("count", &Adam::count, "Of updates, with the next one.");
   module.def("update", &update_of, py::arg("gradient"), py::arg("parameters"), py::arg("states"),
-             py::arg("count"), py::arg("offset"), py::arg("key"), py::arg("generator"),
-             py::arg("step"), py::arg("std"), py::arg("scale"), py::arg("optimizer"),
-             py::arg("threads") = 1, py::arg("isa") = "auto");
+             py::arg("count"), py::arg("offset"), py::arg("spec"), py::arg("scale"),
+             py::arg("optimizer"), py::arg("threads") = 1, py::arg("isa") = "auto");
 }
 
 }  // namespace dpcomm

@@ -12,6 +12,7 @@ import typing
 __all__: list[str] = [
     "Adam",
     "Blocks",
+    "ClipRule",
     "Combine",
     "Communicator",
     "Cost",
@@ -24,7 +25,11 @@ __all__: list[str] = [
     "MismatchError",
     "Mlp",
     "NativeStep",
+<<<<<<< HEAD
     "NcclLibrary",
+=======
+    "NoiseSpec",
+>>>>>>> main
     "Receive",
     "Records",
     "Round",
@@ -77,6 +82,13 @@ class MismatchError(Error):
 class LostPeerError(Error):
     pass
 
+class ClipRule:
+    def __init__(
+        self,
+        norms: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+        stability: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None: ...
+
 class Records:
     def __init__(
         self,
@@ -112,7 +124,7 @@ class Mlp:
         arg0: typing.SupportsInt | typing.SupportsIndex,
         arg1: Records,
         arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None,
-        arg3: typing.SupportsFloat | typing.SupportsIndex,
+        arg3: ClipRule,
         arg4: typing.SupportsInt | typing.SupportsIndex,
         arg5: typing.SupportsInt | typing.SupportsIndex,
         arg6: typing.SupportsInt | typing.SupportsIndex,
@@ -137,6 +149,18 @@ class Mlp:
     ) -> None: ...
     @property
     def parameters(self) -> int: ...
+
+class NoiseSpec:
+    """
+    The noise of a step. Tells nobody its key.
+    """
+    def __init__(
+        self,
+        key: bytes,
+        step: typing.SupportsInt | typing.SupportsIndex,
+        std: typing.SupportsFloat | typing.SupportsIndex,
+        generator: str = "chacha20",
+    ) -> None: ...
 
 class Blocks:
     def __init__(
@@ -526,9 +550,6 @@ class ShardedUpdate:
         parameters: typing.SupportsInt | typing.SupportsIndex,
         count: typing.SupportsInt | typing.SupportsIndex,
         states: typing.SupportsInt | typing.SupportsIndex,
-        key: bytes,
-        generator: str,
-        std: typing.SupportsFloat | typing.SupportsIndex,
         scale: typing.SupportsFloat | typing.SupportsIndex,
         algo: str,
         threads: typing.SupportsInt | typing.SupportsIndex,
@@ -544,17 +565,16 @@ class ShardedUpdate:
         state: typing.SupportsInt | typing.SupportsIndex,
         from_: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
-    def step(
-        self, step: typing.SupportsInt | typing.SupportsIndex, optimizer: Sgd | Adam
-    ) -> None: ...
+    def step(self, noise: NoiseSpec, optimizer: Sgd | Adam) -> None: ...
 
 class NativeStep:
     def __call__(
         self,
         batch: typing.SupportsInt | typing.SupportsIndex,
-        step: typing.SupportsInt | typing.SupportsIndex,
+        noise: NoiseSpec,
         optimizer: Sgd | Adam,
-    ) -> int: ...
+        rule: ClipRule | None = None,
+    ) -> tuple[int, int, int]: ...
     def __init__(
         self,
         update: ShardedUpdate,
@@ -564,7 +584,6 @@ class NativeStep:
         sample_rate: typing.SupportsFloat | typing.SupportsIndex,
         begin: typing.SupportsInt | typing.SupportsIndex,
         end: typing.SupportsInt | typing.SupportsIndex,
-        clip_norm: typing.SupportsFloat | typing.SupportsIndex | None,
     ) -> None: ...
 
 class TimeoutError(Error, builtins.TimeoutError):
@@ -574,10 +593,7 @@ def add_noise(
     data: typing.SupportsInt | typing.SupportsIndex,
     count: typing.SupportsInt | typing.SupportsIndex,
     offset: typing.SupportsInt | typing.SupportsIndex,
-    key: bytes,
-    generator: str,
-    step: typing.SupportsInt | typing.SupportsIndex,
-    std: typing.SupportsFloat | typing.SupportsIndex,
+    spec: NoiseSpec,
     scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
     isa: str = "auto",
@@ -628,7 +644,7 @@ def clip_sum(
     rows: typing.SupportsInt | typing.SupportsIndex,
     dtype: str,
     clip_norm: typing.SupportsFloat | typing.SupportsIndex,
-    stabilizer: typing.SupportsFloat | typing.SupportsIndex | None,
+    stability: typing.SupportsFloat | typing.SupportsIndex,
     total: typing.SupportsInt | typing.SupportsIndex,
     norms: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
@@ -665,9 +681,8 @@ def ghost_clip(
     ],
     samples: typing.SupportsInt | typing.SupportsIndex,
     scale: typing.SupportsFloat | typing.SupportsIndex,
-    clip_norm: typing.SupportsFloat | typing.SupportsIndex,
+    rule: ClipRule,
     norms: typing.SupportsInt | typing.SupportsIndex,
-    factors: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
 ) -> int: ...
 def host_device() -> Device:
@@ -704,10 +719,7 @@ def private_step(
     communicator: Communicator,
     data: typing.SupportsInt | typing.SupportsIndex,
     count: typing.SupportsInt | typing.SupportsIndex,
-    key: bytes,
-    generator: str,
-    step: typing.SupportsInt | typing.SupportsIndex,
-    std: typing.SupportsFloat | typing.SupportsIndex,
+    spec: NoiseSpec,
     scale: typing.SupportsFloat | typing.SupportsIndex,
     algo: str = "",
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
@@ -761,10 +773,7 @@ def update(
     states: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     count: typing.SupportsInt | typing.SupportsIndex,
     offset: typing.SupportsInt | typing.SupportsIndex,
-    key: bytes,
-    generator: str,
-    step: typing.SupportsInt | typing.SupportsIndex,
-    std: typing.SupportsFloat | typing.SupportsIndex,
+    spec: NoiseSpec,
     scale: typing.SupportsFloat | typing.SupportsIndex,
     optimizer: Sgd | Adam,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,

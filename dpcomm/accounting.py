@@ -5,6 +5,10 @@ relation is add-or-remove-one-record, the one under which Poisson sampling is an
 accountant composes privacy loss distributions ("pld"; Koskela, Jälkö, Honkela 2020, with the
 discretisation of Doroshenko et al. 2022); "rdp" composes Rényi divergences (Mironov, Talwar, Zhang
 2019), which is faster and looser.
+
+Batches may be truncated: of a Poisson sample that is too large, a random subset is taken. A record
+then also decides whether another one is left out, which costs more than the sample alone
+(arXiv:2508.15089, as dp-accounting's TruncatedSubsampledGaussianDpEvent); "pld" accounts for it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpcomm._core import UsageError
@@ -27,8 +31,19 @@ class Steps:
     sample_rate: float  # the chance of each record to be in a batch
     noise_multiplier: float  # standard deviation of the noise over the clip norm
     count: int
+    truncated_batch_size: int | None = None  # the most records that are taken of a sample
+    records: int | None = None  # that there are; needed where batches are truncated
 
     def __post_init__(self) -> None:
+        if self.truncated_batch_size is not None:
+            if self.truncated_batch_size < 1:
+                raise UsageError(
+                    f"truncated_batch_size={self.truncated_batch_size}: give at least 1"
+                )
+            if self.records is None or self.records < 1:
+                raise UsageError(
+                    f"truncated_batch_size with records={self.records}: give how many there are"
+                )
         if not 0 < self.sample_rate <= 1:
             raise UsageError(f"sample_rate={self.sample_rate} is not a probability: give 0 < q ≤ 1")
         if not 0 <= self.noise_multiplier < math.inf:
@@ -58,12 +73,16 @@ def epsilon(
     steps: int,
     delta: float,
     accountant: str = "pld",
+    *,
+    truncated_batch_size: int | None = None,
+    records: int | None = None,
 ) -> float:
     """ε at `delta` of `steps` steps; infinite without noise.
 
     Raises UsageError for a rate, a multiplier, a δ or an accountant that cannot be.
     """
-    return composed_epsilon([Steps(sample_rate, noise_multiplier, steps)], delta, accountant)
+    spent = Steps(sample_rate, noise_multiplier, steps, truncated_batch_size, records)
+    return composed_epsilon([spent], delta, accountant)
 
 
 def composed_epsilon(
@@ -71,15 +90,15 @@ def composed_epsilon(
 ) -> float:
     """ε at `delta` of everything in `spent` together, in whatever order it was released."""
     _check(delta, accountant)
-    steps: dict[tuple[float, float], int] = {}  # equal steps compose at once: far faster
+    steps: dict[Steps, int] = {}  # equal steps compose at once: far faster
     releases = []
     for part in spent:
         if isinstance(part, Release):
             releases.append(part)
         elif part.count:
-            key = (part.sample_rate, part.noise_multiplier)
-            steps[key] = steps.get(key, 0) + part.count
-    if any(noise_multiplier == 0 for _, noise_multiplier in steps):
+            one = replace(part, count=1)
+            steps[one] = steps.get(one, 0) + part.count
+    if any(one.noise_multiplier == 0 for one in steps):
         return math.inf
     if accountant == "rdp":
         return _rdp(steps, releases, delta)
@@ -92,6 +111,9 @@ def noise_multiplier(
     steps: int,
     delta: float,
     accountant: str = "pld",
+    *,
+    truncated_batch_size: int | None = None,
+    records: int | None = None,
 ) -> float:
     """The least noise multiplier, to within 1% in ε and on the safe side, that costs ≤ the target.
 
@@ -100,30 +122,38 @@ def noise_multiplier(
     _check(delta, accountant)
     if not 0 < target_epsilon < math.inf:
         raise UsageError(f"target_epsilon={target_epsilon} must be positive and finite")
-    Steps(sample_rate, 1.0, steps)
+    one = Steps(sample_rate, 1.0, 1, truncated_batch_size, records)
     if steps == 0:
         raise UsageError("steps=0 spend nothing: give the number of steps to calibrate for")
     import dp_accounting
 
-    def calibrate(accountant: str, tolerance: float, bracket: Any = None) -> float:
+    def spent(multiplier: float) -> float:
+        told = replace(one, noise_multiplier=multiplier, count=steps)
+        return composed_epsilon([told], delta, accountant)
+
+    def calibrate(accountant: str, one: Steps, tolerance: float, bracket: Any = None) -> float:
         return dp_accounting.calibrate_dp_mechanism(
             _fresh(accountant),
-            lambda multiplier: _event(sample_rate, multiplier, steps),
+            lambda multiplier: _event(replace(one, noise_multiplier=multiplier), steps),
             target_epsilon,
             delta,
             bracket,
             tol=tolerance,
         )
 
-    upper = calibrate("rdp", 1e-4)
+    upper = calibrate("rdp", Steps(sample_rate, 1.0, 1), 1e-4)
     if accountant == "rdp":
+        spent(upper)  # which refuses what it cannot account for
         return upper
-    # RDP's answer is quick and an upper bound; near it PLD is spared the small multipliers, whose
-    # loss distributions are long.
+    # RDP's answer is quick and, where no batch is truncated, an upper bound; near it PLD is spared
+    # the small multipliers, whose loss distributions are long.
+    while spent(upper) > target_epsilon:
+        upper *= 1.25
     lower = 0.8 * upper
-    while epsilon(sample_rate, lower, steps, delta) <= target_epsilon:
+    while spent(lower) <= target_epsilon:
         lower, upper = 0.8 * lower, lower
-    return calibrate("pld", 5e-4 * upper, dp_accounting.ExplicitBracketInterval(lower, upper))
+    bracket = dp_accounting.ExplicitBracketInterval(lower, upper)
+    return calibrate("pld", one, 5e-4 * upper, bracket)
 
 
 def show(epsilon: float) -> str:
@@ -138,11 +168,16 @@ def _check(delta: float, accountant: str) -> None:
         raise UsageError(f"delta={delta} must lie between 0 and 1, below one over the records")
 
 
-def _event(sample_rate: float, noise_multiplier: float, count: int) -> Any:
+def _event(one: Steps, count: int) -> Any:
     import dp_accounting
 
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    sampled = dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian)
+    if one.truncated_batch_size is not None:
+        event = dp_accounting.TruncatedSubsampledGaussianDpEvent(
+            one.records, one.sample_rate, one.truncated_batch_size, one.noise_multiplier
+        )
+        return dp_accounting.SelfComposedDpEvent(event, count)
+    gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
+    sampled = dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
     return dp_accounting.SelfComposedDpEvent(sampled, count)
 
 
@@ -152,7 +187,9 @@ def _fresh(accountant: str) -> Any:
     return {"pld": pld.PLDAccountant, "rdp": rdp.RdpAccountant}[accountant]
 
 
-def _rdp(steps: dict[tuple[float, float], int], releases: list[Release], delta: float) -> float:
+def _rdp(steps: dict[Steps, int], releases: list[Release], delta: float) -> float:
+    if any(one.truncated_batch_size is not None for one in steps):
+        raise UsageError("accountant='rdp' has no analysis of truncated batches: use 'pld'")
     # An (ε, δ) release has no Rényi curve: what it costs is added, by basic composition.
     remaining = delta - sum(release.delta for release in releases)
     if remaining <= 0:
@@ -160,25 +197,29 @@ def _rdp(steps: dict[tuple[float, float], int], releases: list[Release], delta: 
     total = sum(release.epsilon for release in releases)
     if steps:
         account = _fresh("rdp")()
-        for (rate, multiplier), count in steps.items():
-            account.compose(_event(rate, multiplier, count))
+        for one, count in steps.items():
+            account.compose(_event(one, count))
         total += account.get_epsilon(remaining)
     return total
 
 
 @functools.lru_cache(maxsize=16)  # most of the time of an ε, and the same at every step of a run
-def _one_step(rate: float, multiplier: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
+def _one_step(one: Steps) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution as pld
 
-    return privacy_loss_distribution.from_gaussian_mechanism(multiplier, sampling_prob=rate)
+    if one.truncated_batch_size is not None:
+        return pld.from_truncated_subsampled_gaussian_mechanism(
+            one.records, one.sample_rate, one.truncated_batch_size, one.noise_multiplier
+        )
+    return pld.from_gaussian_mechanism(one.noise_multiplier, sampling_prob=one.sample_rate)
 
 
-def _pld(steps: dict[tuple[float, float], int], releases: list[Release], delta: float) -> float:
+def _pld(steps: dict[Steps, int], releases: list[Release], delta: float) -> float:
     from dp_accounting.pld import common, privacy_loss_distribution
 
     composed = privacy_loss_distribution.identity()
-    for (rate, multiplier), count in steps.items():
-        composed = composed.compose(_one_step(rate, multiplier).self_compose(count))
+    for one, count in steps.items():
+        composed = composed.compose(_one_step(one).self_compose(count))
     for release in releases:
         one = privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(release.epsilon, release.delta)

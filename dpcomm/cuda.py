@@ -38,34 +38,22 @@ def _plan(device: int, columns: tuple[int, ...], rows: int, dtype: str) -> Any:
     return kernels().clip_plan(device, [(0, count, count) for count in columns], rows, dtype)
 
 
-def add_noise_(
-    view: arrays.Array,
-    std: float,
-    key: bytes,
-    step: int,
-    offset: int,
-    generator: str,
-    scale: float,
-) -> None:
+def add_noise_(view: arrays.Array, noise: _core.NoiseSpec, offset: int, scale: float) -> None:
     """`dpcomm.add_noise_` for a buffer on a GPU."""
-    at = place(view)
-    kernels().add_noise(at, view.pointer, view.count, offset, key, generator, step, std, scale)
+    kernels().add_noise(place(view), view.pointer, view.count, offset, noise, scale)
 
 
 def update_(
     views: list[arrays.Array],
-    std: float,
-    key: bytes,
-    step: int,
+    noise: _core.NoiseSpec,
     offset: int,
-    generator: str,
     scale: float,
     optimizer: _core.Sgd | _core.Adam,
 ) -> None:
     """`dpcomm.sgd_update_` and `dpcomm.adam_update_` on a GPU: gradient, parameters and states."""
     gradient, parameters, *states = (view.pointer for view in views)
-    kernels().update(place(views[0]), gradient, parameters, states, views[0].count, offset, key,
-                     generator, step, std, scale, optimizer)  # fmt: skip
+    kernels().update(place(views[0]), gradient, parameters, states, views[0].count, offset, noise,
+                     scale, optimizer)  # fmt: skip
 
 
 def clip_sum(
@@ -73,7 +61,7 @@ def clip_sum(
     view: arrays.Array,
     blocks: list[tuple[int, int, int]],
     clip_norm: float,
-    stabilizer: float | None,
+    stability: float,
 ) -> tuple[Any, Any, Any]:
     """`dpcomm.clip_sum` on a GPU: total, norms, and the count as a tensor, so that nothing waits.
 
@@ -89,5 +77,5 @@ def clip_sum(
     nonfinite = arrays.empty(like, (), "int64")
     workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")
     pointers = (arrays.describe(x).pointer for x in (total, norms, nonfinite, workspace))
-    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, stabilizer, *pointers)
+    kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, stability, *pointers)
     return total, norms, nonfinite

@@ -23,12 +23,14 @@ norm of at most the clip norm:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dpcomm.privacy.clipping import ClipRule, as_rule
 
 _ROUNDINGS = 2.0**-22  # three of 2^-24, and what the float64 around them loses
 _AT_ONCE = 1 << 25  # float64 numbers held to find norms: 256 MiB
@@ -136,44 +138,70 @@ Part = OuterProducts | Lookups | Formed  # of the gradient, by what is known of 
 
 @dataclass(frozen=True)
 class ClippedParts:
-    """Σ over samples of the clipped gradient, which all parts of a sample share the factor of."""
+    """Σ over samples of the clipped gradient. All parts of a sample, or those of one of its layers,
+    share a factor."""
 
     sums: list[list[Tensor]]  # for each part, its parameters' gradients
     norms: Tensor  # [B] float64, before clipping
-    factors: Tensor  # [B] float32; 0 where the sample is not finite
+    factors: Tensor  # [B] float32, or [layers, B] by a rule for each; 0 where it is not finite
     nonfinite: int  # samples that were left out for a NaN or an infinity
     sensitivity: float  # the most that adding or removing one sample moves the sums, in L2 norm
 
 
-def clip_parts(parts: Sequence[Part], clip_norm: float) -> ClippedParts:
+def clip_parts(
+    parts: Sequence[Part], clip_norm: float | ClipRule, layers: Sequence[int] = ()
+) -> ClippedParts:
     """Clips each sample's gradient, over all parts, to L2 norm `clip_norm`, and sums the samples.
 
-    Raises ValueError for a clip norm that is not positive, or parts of different batches.
+    A rule with a norm for each layer needs `layers`, the number of each part's, and clips each
+    layer's parts by themselves. Raises ValueError for a clip norm that is not positive, or parts of
+    different batches.
     """
-    if not 0 < clip_norm < float("inf"):
-        raise ValueError(f"clip norm {clip_norm}: give a positive number")
+    rule = as_rule(clip_norm)
     measures = [part.measure() for part in parts]
     if len({len(measure.squares) for measure in measures}) != 1:
         sizes = [len(measure.squares) for measure in measures]
         raise ValueError(
             f"layers of {sizes} samples: pass the same batch for each, and at least one"
         )
-    squares = torch.stack([measure.squares for measure in measures]).sum(0)
-    most = torch.stack([measure.most for measure in measures]).sum(0)
-    flushed = sum(measure.flushed for measure in measures)
-    norms = squares.sqrt()
-    finite = norms.isfinite() & most.isfinite()
-    exact = ((clip_norm - flushed) / (norms + _ROUNDINGS * most.sqrt())).clamp(0.0, 1.0)
-    rounded = exact.float()
-    factors = torch.where(
-        rounded.double() > exact, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
-    ).masked_fill_(~finite, 0.0)
+    together = layers if len(rule.norms) > 1 else [0] * len(parts)
+    groups = {layer: _total(m for m, of in zip(measures, together, strict=True) if of == layer)
+              for layer in dict.fromkeys(together)}  # fmt: skip
+    whole = _total(groups.values())
+    norms = whole.squares.sqrt()
+    finite = norms.isfinite() & whole.most.isfinite()
+    factors = {
+        layer: _factors(measure, rule.norms[layer], rule.stability).masked_fill_(~finite, 0.0)
+        for layer, measure in groups.items()
+    }
     nonfinite = len(norms) - int(finite.sum())
     kept = factors
     if nonfinite:  # left out, not scaled: 0·NaN is NaN
-        parts, kept = [part.only(finite) for part in parts], factors[finite]
-    sums = [part.weighted(kept) for part in parts]
-    return ClippedParts(sums, norms, factors, nonfinite, clip_norm)
+        parts = [part.only(finite) for part in parts]
+        kept = {layer: some[finite] for layer, some in factors.items()}
+    sums = [part.weighted(kept[of]) for part, of in zip(parts, together, strict=True)]
+    told = torch.stack([some for _, some in sorted(factors.items())])
+    return ClippedParts(sums, norms, told if len(told) > 1 else told[0], nonfinite,
+                        rule.sensitivity)  # fmt: skip
+
+
+def _total(measures: Iterable[Measure]) -> Measure:
+    """Of parts together."""
+    several = list(measures)
+    if len(several) == 1:
+        return several[0]
+    squares = torch.stack([measure.squares for measure in several]).sum(0)
+    most = torch.stack([measure.most for measure in several]).sum(0)
+    return Measure(squares, most, sum(measure.flushed for measure in several))
+
+
+def _factors(measure: Measure, clip_norm: float, stability: float) -> Tensor:
+    """The largest float32 [B] that keep the bound; without stability none is above 1."""
+    longest = measure.squares.sqrt() + _ROUNDINGS * measure.most.sqrt() + stability
+    exact = ((clip_norm - measure.flushed) / longest).clamp(0.0, None if stability else 1.0)
+    rounded = exact.float()
+    below = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return torch.where(rounded.double() > exact, below, rounded)
 
 
 def clip_linear(

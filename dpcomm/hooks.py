@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dpcomm import _core
 from dpcomm._core import UsageError
 from dpcomm.parts import Use, parts_of
+from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
 
 
@@ -63,35 +64,33 @@ class SampleHooks:
     the loss does to the samples' losses, "mean" or "sum": a mean's gradients are scaled back, since
     a bound on one sample must not depend on how many others there are.
 
-    Raises UsageError for modules that mix samples, and for parameters that several layers share or
-    that are used outside of a layer of their own.
+    `rule` is what bounds them, and may change between batches.
+
+    Raises UsageError for modules that mix samples, and for parameters that are used outside of a
+    layer of their own.
     """
 
     def __init__(
         self,
         module: nn.Module,
         parameters: FlatParameters,
-        clip_norm: float,
+        clip_norm: float | ClipRule,
         loss_reduction: str = "mean",
     ) -> None:
         refuse_mixing(module)
         if loss_reduction not in ("mean", "sum"):
             raise UsageError(f"loss_reduction={loss_reduction!r}: use 'mean' or 'sum'")
-        self._parameters, self._clip_norm = parameters, clip_norm
+        self._parameters, self.rule = parameters, as_rule(clip_norm)
         self._mean = loss_reduction == "mean"
         self._calls: list[Call] = []
         self._forming = False  # per-sample gradients, by calling the layers again
         self._owners: dict[Tensor, nn.Module] = {}
-        owners: dict[Tensor, str] = {}
+        self._tied: set[nn.Module] = set()
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             for parameter in own:
-                if parameter in owners:
-                    raise UsageError(
-                        f"{name} shares a parameter with {owners[parameter]}: give each its own, "
-                        "or train with dpcomm.torch.ClippedGradient, which takes shared ones"
-                    )
-                owners[parameter] = name
+                if parameter in self._owners:
+                    self._tied |= {layer, self._owners[parameter]}
                 self._owners[parameter] = layer
             if own and list(layer.children()):
                 raise UsageError(
@@ -161,25 +160,26 @@ class SampleHooks:
         by_layer: dict[nn.Module, list[Call]] = {}
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
-        if all(map(_is_matrix, by_layer.values())):
+        if not self._tied and all(map(_is_matrix, by_layer.values())):
             return self._add_matrices([uses[0] for uses in by_layer.values()], scale, fresh)
         if fresh:
             self._parameters.gradient.zero_()
         self._forming = True
         try:
-            placed = [
-                part
-                for layer, noted in by_layer.items()
-                for part in parts_of(layer, [Use(c.input, _gradient(c) * scale) for c in noted])
-            ]
+            placed = parts_of(
+                {
+                    layer: [Use(call.input, _gradient(call) * scale) for call in noted]
+                    for layer, noted in by_layer.items()
+                }
+            )
         finally:
             self._forming = False
-        clipped = add_clipped(placed, self._parameters, self._clip_norm)
+        clipped = add_clipped(placed, self._parameters, self.rule)
         return Added(clipped.norms, clipped.nonfinite)
 
     def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
         samples = len(calls[0].input)
-        norms, factors = torch.empty(samples, dtype=torch.float64), torch.empty(samples)
+        norms = torch.empty(samples, dtype=torch.float64)
         weighted: list[tuple[nn.Linear, Tensor, Tensor]] = []
         uses = []
         for call in calls:
@@ -195,9 +195,10 @@ class SampleHooks:
             uses,
             samples,
             scale,
-            self._clip_norm,
+            self.rule.of(
+                [self._parameters.layer_of(layer.weight) for layer, _, _ in weighted]
+            ).core,
             norms.data_ptr(),
-            factors.data_ptr(),
             1,  # the threads of torch's pool still spin on the other cores
         )
         keep = norms.isfinite() if nonfinite else None  # left out, not scaled: 0·NaN is NaN

@@ -5,7 +5,7 @@ norms. Any other layer's is formed, by its own vector-Jacobian product under `to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,8 +46,51 @@ def is_known(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def parts_of(layer: nn.Module, uses: Sequence[Use]) -> list[PlacedPart]:
-    """The parts of one layer over all its uses in a pass."""
+def parts_of(uses: Mapping[nn.Module, Sequence[Use]]) -> list[PlacedPart]:
+    """The parts of layers over all their uses in a pass. Those of tied layers are found together:
+    the gradient of what they share is a sum over all of them."""
+    by_parameter: dict[Tensor, list[nn.Module]] = {}
+    for layer in uses:
+        for parameter in layer.parameters(recurse=False):
+            by_parameter.setdefault(parameter, []).append(layer)
+    tied = {layer for layers in by_parameter.values() if len(layers) > 1 for layer in layers}
+    parts = [part for layer in uses if layer not in tied for part in _of_one(layer, uses[layer])]
+    return [*parts, *_of_tied({layer: uses[layer] for layer in uses if layer in tied})]
+
+
+def _of_tied(uses: Mapping[nn.Module, Sequence[Use]]) -> list[PlacedPart]:
+    """Shared weights of linear layers and embeddings, as an output layer's with the embedding that
+    feeds it: outer products over the uses of all. Anything else is formed, and added up."""
+    products: dict[Tensor, list[ghost.OuterProducts]] = {}
+    formed: dict[Tensor, Tensor] = {}
+    for layer, some in uses.items():
+        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        if is_known(layer) and isinstance(layer, (nn.Linear, nn.Embedding)):
+            weight, *bias = own
+            each = [_product(layer, use) for use in some]
+            products.setdefault(weight, []).extend(each)
+            gradients = [torch.cat([one.gradient for one in each], 1).sum(1)] if bias else []
+            own = bias
+        else:
+            gradients = _formed(layer, some)
+        for parameter, gradient in zip(own, gradients, strict=True):
+            formed[parameter] = formed.get(parameter, 0) + gradient
+    return [
+        *(PlacedPart(_joined(each, False), [p]) for p, each in products.items()),
+        *(PlacedPart(ghost.Formed([gradient]), [p]) for p, gradient in formed.items()),
+    ]
+
+
+def _product(layer: nn.Linear | nn.Embedding, use: Use) -> ghost.OuterProducts:
+    """What a use adds to the gradient of the weight."""
+    if isinstance(layer, nn.Linear):
+        return ghost.outer_products(use.input, use.gradient, False)
+    found = _lookups(layer, [use])
+    chosen = functional.one_hot(found.index, found.rows).to(found.gradient.dtype)
+    return ghost.OuterProducts(found.gradient, chosen, False)
+
+
+def _of_one(layer: nn.Module, uses: Sequence[Use]) -> list[PlacedPart]:
     parameters = [p for p in layer.parameters(recurse=False) if p.requires_grad]
     if not is_known(layer):
         return [PlacedPart(ghost.Formed(_formed(layer, uses)), parameters)]
@@ -61,7 +104,10 @@ def parts_of(layer: nn.Module, uses: Sequence[Use]) -> list[PlacedPart]:
 
 
 def _products(uses: Iterable[Use], bias: bool) -> ghost.OuterProducts:
-    each = [ghost.outer_products(use.input, use.gradient, bias) for use in uses]
+    return _joined([ghost.outer_products(use.input, use.gradient, bias) for use in uses], bias)
+
+
+def _joined(each: Sequence[ghost.OuterProducts], bias: bool) -> ghost.OuterProducts:
     if len(each) == 1:
         return each[0]
     return ghost.OuterProducts(

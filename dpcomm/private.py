@@ -13,22 +13,27 @@ print(optimizer.get_epsilon(delta=1e-5))
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+import secrets
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch import nn
+from torch.utils.data import DataLoader
 
 from dpcomm import accounting
 from dpcomm._core import UsageError
+from dpcomm.accounting import Release, Steps
 from dpcomm.hooks import SampleHooks
+from dpcomm.loader import PrivateLoader
+from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, seen
+from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
-from dpcomm.privacy.plan import check_same
-from dpcomm.privacy.sampling import poisson_sample
-from dpcomm.privacy.step import PrivateStep, shared_key
+from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same, default_delta
+from dpcomm.privacy.step import PrivateStep, shared_bytes
 from dpcomm.torch import FlatParameters
 
 logger = logging.getLogger("dpcomm")
@@ -46,7 +51,13 @@ def make_private(
     epochs: int | None = None,
     loss_reduction: str = "mean",
     max_physical_batch_size: int | None = None,
+    clipping: str = "flat",
+    target_unclipped_quantile: float = 0.5,
+    clipbound_learning_rate: float = 0.2,
+    unclipped_num_std: float | None = None,
+    truncated_batch_size: int | None = None,
     accountant: str = "pld",
+    ledger: str | os.PathLike[str] | None = None,
     comm: Any = None,
     unsafe_seed: int | None = None,
 ) -> tuple[nn.Module, PrivateOptimizer, PrivateLoader]:
@@ -58,10 +69,18 @@ def make_private(
     With `max_physical_batch_size` a batch comes in parts of at most so many samples, and
     `optimizer.step()` acts on the last. `comm` defaults to `dpcomm.init()`.
 
+    `clipping` bounds a record's gradient by `max_grad_norm`: "flat" as a whole; "per_layer" each
+    layer's part by an equal share; "automatic" by scaling it; "adaptive" by a norm, at first that
+    one, which follows the `target_unclipped_quantile` of the gradients' norms (see
+    `dpcomm.privacy.clipping.Adaptive`; `unclipped_num_std` is a twentieth of the batch if not
+    given). Of a batch of more than `truncated_batch_size` records a random so many are taken. ε
+    counts all of it; `optimizer.plan.explain()` says what it means.
+
     The loss must be a mean (or sum, see `loss_reduction`) of terms of one sample each; what it adds
     on parameters alone, as weight decay may, is ignored: give that to the optimizer.
 
-    ε is counted in memory, by `optimizer.get_epsilon(delta)`; no ledger is kept. Collective. Raises
+    ε is told by `optimizer.get_epsilon(delta)`. It is counted in memory, and with a `ledger` in
+    that file, before each update is released: what it held before counts too. Collective. Raises
     UsageError for a module, loader or optimizer that cannot be made private, saying what to change,
     and MismatchError where the ranks' records or settings differ.
     """
@@ -69,24 +88,39 @@ def make_private(
         from dpcomm.launch import init
 
         comm = init()
-    loader = PrivateLoader(comm, data_loader, max_physical_batch_size, unsafe_seed)
+    loader = PrivateLoader(
+        comm, data_loader, max_physical_batch_size, truncated_batch_size, unsafe_seed
+    )
     if (noise_multiplier is None) == (target_epsilon is None):
         raise UsageError("give either noise_multiplier or target_epsilon")
     if noise_multiplier is None:
         if target_epsilon is None or target_delta is None or epochs is None:
             raise UsageError("target_epsilon needs target_delta and epochs too")
         noise_multiplier = accounting.noise_multiplier(
-            target_epsilon, loader.sample_rate, epochs * len(loader), target_delta, accountant
-        )
-    shared = {
-        "records": loader.records,
-        "batch_size": loader.expected_batch,
-        "max_grad_norm": max_grad_norm,
-        "noise_multiplier": noise_multiplier,
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "unsafe_seed": unsafe_seed,
-    }
-    check_same(shared, comm)
+            target_epsilon, loader.sample_rate, epochs * len(loader), target_delta, accountant,
+            truncated_batch_size=truncated_batch_size, records=loader.records,
+        )  # fmt: skip
+    adaptive = Adaptive(
+        unclipped_num_std or loader.expected_batch / 20,
+        target_unclipped_quantile,
+        clipbound_learning_rate,
+    )
+    plan = Plan(
+        records=loader.records,
+        sample_rate=loader.sample_rate,
+        steps=(epochs or 1) * len(loader),
+        clip_norm=max_grad_norm,
+        noise_multiplier=noise_multiplier,
+        delta=target_delta or default_delta(loader.records),
+        clipping=clipping,
+        adaptive=adaptive if clipping == "adaptive" else None,
+        truncated_batch_size=truncated_batch_size,
+        noise=SECURE if unsafe_seed is None else UNSAFE,
+        accountant=accountant,
+    )
+    parameter_count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    shared = {"parameters": parameter_count, "unsafe_seed": unsafe_seed}
+    check_same(plan.to_dict() | shared, comm)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     if held != {p for p in module.parameters() if p.requires_grad}:
         raise UsageError(
@@ -95,82 +129,24 @@ def make_private(
         )
     parameters = FlatParameters(module, lambda size: comm.empty(size, torch.float32))
     comm.broadcast(parameters.values.detach())
-    hooks = SampleHooks(module, parameters, max_grad_norm, loss_reduction)
+    rule = plan.rule(parameters.layers)
+    hooks = SampleHooks(module, parameters, rule, loss_reduction)
     step = PrivateStep(
         comm,
         parameters.size,
-        max_grad_norm,
+        rule,
         noise_multiplier,
         loader.expected_batch,
+        adaptive=plan.adaptive,
         unsafe_seed=unsafe_seed,
     )
-    private = PrivateOptimizer(optimizer, parameters, hooks, step, loader, accountant)
+    private = PrivateOptimizer(optimizer, parameters, hooks, step, loader, plan)
+    if ledger is not None:
+        private.keep(ledger)
+    if comm.rank == 0 and logger.isEnabledFor(logging.INFO):
+        logger.info("%s", plan.explain())
     module.register_forward_pre_hook(private.begin_pass)
     return module, private, loader
-
-
-class PrivateLoader:
-    """Poisson batches of a data loader's data set; `len` is the steps of an epoch.
-
-    A batch may be empty, and still is one: pass it on like any other.
-    """
-
-    def __init__(
-        self, comm: Any, loader: DataLoader, most: int | None, unsafe_seed: int | None
-    ) -> None:
-        if loader.batch_size is None or not hasattr(loader.dataset, "__len__"):
-            raise UsageError(
-                "the loader has no batch_size, or its data set no length: Poisson sampling needs "
-                "both; give a DataLoader(dataset, batch_size=…) of a map-style data set"
-            )
-        self.records = len(loader.dataset)
-        if not 0 < loader.batch_size <= self.records:
-            raise UsageError(f"batch_size={loader.batch_size} of {self.records} records")
-        if most is not None and most < 1:
-            raise UsageError(f"max_physical_batch_size={most}: give at least 1")
-        self.expected_batch = float(loader.batch_size)
-        self.sample_rate = loader.batch_size / self.records
-        self.drawn = 0  # batches
-        self.parts = 0  # of all batches, handed out
-        self.part_size = 0  # samples in the last of them
-        self.last_part = True  # of the batch that was handed out last
-        self._comm, self._most = comm, most
-        self._key = shared_key(comm, unsafe_seed)
-        self._tensors = _tensors_of(loader)
-        self._loader = DataLoader(
-            loader.dataset,
-            batch_sampler=_Given(self._parts),
-            collate_fn=_with_empty(loader.collate_fn, loader.dataset),
-            num_workers=0,
-            pin_memory=loader.pin_memory,
-        )
-
-    def __len__(self) -> int:
-        return max(1, round(1 / self.sample_rate))
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._tensors is None:
-            return iter(self._loader)
-        return map(self.load, self._parts())
-
-    def load(self, ids: np.ndarray) -> list[Tensor]:
-        """The records `ids` of a TensorDataset, without a Python call for each."""
-        assert self._tensors is not None
-        chosen = torch.from_numpy(ids)
-        return [tensor.index_select(0, chosen) for tensor in self._tensors]
-
-    def _parts(self) -> Iterator[np.ndarray]:
-        rank, size = self._comm.rank, self._comm.size
-        begin, end = self.records * rank // size, self.records * (rank + 1) // size
-        for _ in range(len(self)):
-            ids = poisson_sample(self._key, self.drawn, self.sample_rate, begin, end)
-            self.drawn += 1
-            most = self._most or max(1, len(ids))
-            parts = [ids[i : i + most] for i in range(0, len(ids), most)] or [ids]
-            for index, part in enumerate(parts, 1):
-                self.last_part = index == len(parts)
-                self.parts, self.part_size = self.parts + 1, len(part)
-                yield part
 
 
 class PrivateOptimizer:
@@ -183,11 +159,13 @@ class PrivateOptimizer:
         hooks: SampleHooks,
         step: PrivateStep,
         loader: PrivateLoader,
-        accountant: str,
+        plan: Plan,
     ) -> None:
-        self.original = original
+        self.original, self.plan = original, plan
         self._parameters, self._hooks, self._private_step = parameters, hooks, step
-        self._loader, self._accountant = loader, accountant
+        self._loader = loader
+        self._toll: Toll | None = None
+        self._earlier: list[Steps | Release] = []  # what the ledger held
         self._sharded: ShardedOptimizer | None = None
         if (native := native_form(original)) is not None and not original.state:
             self._sharded = ShardedOptimizer(
@@ -205,9 +183,23 @@ class PrivateOptimizer:
         self._added = 0  # the part that was added to the gradient last
         self._begun: int | None = None  # the batch that the gradient holds parts of
         self._stepped = 0  # the batch of the last step
+        self._seen = Seen()  # of the samples in the gradient
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
+
+    def keep(self, path: str | os.PathLike[str]) -> None:
+        """Pays for steps in the ledger at `path` from here on. Collective."""
+        step = self._private_step
+        ledger, held = None, []
+        if step.comm.rank == 0:
+            ledger = Ledger(path)
+            held = ledger.spent()
+            ledger.launch(secrets.token_hex(8), self.plan, step.comm.size, step.key_hash)
+        content = json.dumps([asdict(spent) for spent in held]).encode()
+        for spent in json.loads(shared_bytes(step.comm, content)):
+            self._earlier.append(Steps(**spent) if "count" in spent else Release(**spent))
+        self._toll = Toll(step.comm, ledger, self.plan)
 
     def begin_pass(self, module: nn.Module, args: Any) -> None:
         """Before each forward pass: what an earlier one left is added, not mixed with this one."""
@@ -240,6 +232,8 @@ class PrivateOptimizer:
         if self._begun is None:
             self._parameters.gradient.zero_()  # an empty batch
         self._begun, self._stepped = None, self._loader.drawn
+        if self._toll:
+            self._toll.pay()
         if self._sharded is None:
             self._private_step(self._parameters.gradient)
             for parameter in self._parameters.all:
@@ -247,6 +241,8 @@ class PrivateOptimizer:
             self.original.step()
         else:
             self._update(self._sharded)
+        self._private_step.adapt(self._seen)
+        self._hooks.rule, self._seen = self._private_step.rule, Seen()
         # Backward would add to what lies in .grad, and that is the flat gradient.
         for parameter in self._parameters.all:
             parameter.grad = None
@@ -272,6 +268,8 @@ class PrivateOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """As torch's of the user's optimizer, the state of all ranks. Collective."""
         saved = self.original.state_dict()
+        if self.plan.adaptive:
+            saved["clip_norm"] = self._hooks.rule.norms[0]
         if self._sharded is None or self._sharded.count == 0:
             return saved
         ours = self._sharded.state_dict()
@@ -286,6 +284,8 @@ class PrivateOptimizer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """What `state_dict` gave, on any number of ranks. Collective."""
+        if self.plan.adaptive:
+            self._hooks.rule = self._private_step.rule = ClipRule((saved["clip_norm"],))
         if self._sharded is None or not saved["state"]:
             return self.original.load_state_dict(saved)
         self.original.load_state_dict(saved | {"state": {}})
@@ -299,11 +299,9 @@ class PrivateOptimizer:
         return self._sharded.load_state_dict(ours)
 
     def get_epsilon(self, delta: float) -> float:
-        """ε of the steps taken so far."""
-        step = self._private_step
-        return accounting.epsilon(
-            self._loader.sample_rate, step.noise_multiplier, step.steps, delta, self._accountant
-        )
+        """ε of the steps taken so far, and of what the ledger, if there is one, held before."""
+        spent = [*self._earlier, self.plan.spending(self._private_step.steps)]
+        return accounting.composed_epsilon(spent, delta, self.plan.accountant)
 
     def _gather(self) -> None:
         if not self._hooks.waiting():
@@ -329,6 +327,8 @@ class PrivateOptimizer:
                 f"{self._part_size}: a record that is there several times would count as often; "
                 "pass what the loader gives, each sample once"
             )
+        if added and self.plan.adaptive:
+            self._seen += seen(added.norms, added.nonfinite, self._hooks.rule)
 
 
 def native_form(optimizer: torch.optim.Optimizer) -> Sgd | Adam | None:
@@ -349,34 +349,3 @@ def native_form(optimizer: torch.optim.Optimizer) -> Sgd | Adam | None:
         return Sgd(lr, group["momentum"], decay, group["nesterov"])
     decoupled = kind is torch.optim.AdamW or group.get("decoupled_weight_decay", False)
     return Adam(lr, group["betas"], group["eps"], decay, decoupled)
-
-
-class _Given:
-    """A batch sampler of what a function yields."""
-
-    def __init__(self, parts: Callable[[], Iterator[np.ndarray]]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (part.tolist() for part in self._parts())
-
-
-def _tensors_of(loader: DataLoader) -> tuple[Tensor, ...] | None:
-    """What a TensorDataset in an ordinary loader holds: its batches can be gathered by index."""
-    plain = type(loader.dataset) is TensorDataset and loader.collate_fn is default_collate
-    if not plain or loader.pin_memory:
-        return None
-    return loader.dataset.tensors  # type: ignore[attr-defined]
-
-
-def _with_empty(collate: Callable[[list[Any]], Any], dataset: Any) -> Callable[[list[Any]], Any]:
-    """Collates no samples too: as one, of which nothing is kept."""
-
-    def nothing_of(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[:0]
-        if isinstance(value, dict):
-            return {name: nothing_of(part) for name, part in value.items()}
-        return type(value)(nothing_of(part) for part in value)
-
-    return lambda samples: collate(samples) if samples else nothing_of(collate([dataset[0]]))

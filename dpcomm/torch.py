@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
-from dpcomm.ghost import ClippedParts, clip_parts
+from dpcomm.ghost import ClippedParts, Formed, clip_parts
 from dpcomm.parts import PlacedPart, Use, is_known, parts_of
-from dpcomm.privacy.clip import clip_sum
+from dpcomm.privacy import clip
+from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.privacy.mlp import Layer
 
 logger = logging.getLogger("dpcomm")
@@ -53,11 +54,17 @@ class FlatParameters:
         for owner, view in self.views(self.values.data).items():
             owner.data = view
         self._gradients = self.views(self.gradient)
+        self._layers = _layer_numbers(module)
+        self.layers = 1 + max(self._layers.values())
 
     def views(self, flat: Tensor) -> dict[Tensor, Tensor]:
         """The part of `flat` [P] that is each parameter's, in its shape."""
         pieces = flat.split([parameter.numel() for parameter in self.all])
         return {p: piece.view(p.shape) for p, piece in zip(self.all, pieces, strict=True)}
+
+    def layer_of(self, parameter: Tensor) -> int:
+        """The number of the layer that holds it; layers that share a parameter count as one."""
+        return self._layers[parameter]
 
     def gradient_of(self, parameter: Tensor) -> Tensor:
         """The part of `gradient` that is `parameter`'s, in its shape."""
@@ -78,17 +85,22 @@ class ClippedGradient:
 
     `loss(outputs, targets)` gives one loss a sample, [B]. A sample's gradient, over all trainable
     parameters, is scaled to L2 norm at most `clip_norm`, to the last bit; one that is not finite
-    contributes zero. `clip_norm=None` neither clips nor counts: plain SGD, for comparison.
+    contributes zero. `clip_norm=None` neither clips nor counts: plain SGD, for comparison. `rule`,
+    which it becomes, may change between calls.
 
     Raises UsageError for modules that mix the samples of a batch.
     """
 
     def __init__(
-        self, module: nn.Module, parameters: FlatParameters, loss: Loss, clip_norm: float | None
+        self,
+        module: nn.Module,
+        parameters: FlatParameters,
+        loss: Loss,
+        clip_norm: float | ClipRule | None,
     ) -> None:
         refuse_mixing(module)
         self._module, self._parameters, self._loss = module, parameters, loss
-        self._clip_norm = clip_norm
+        self.rule = None if clip_norm is None else as_rule(clip_norm)
         self._layers = _known_layers(module)
         self._proved = False  # that the layers' norms are the norms of the whole gradient
 
@@ -97,13 +109,13 @@ class ClippedGradient:
         if len(inputs) == 0:
             self._parameters.gradient.zero_()
             return Clipped(torch.zeros(0), torch.zeros(0, dtype=torch.float64), 0)
-        if self._clip_norm is None:
+        if self.rule is None:
             return self._plain(inputs, targets)
         if not self._proved:
             self._prove(inputs[:2], targets[:2])
         if self._layers:
-            return self._without_materialising(inputs, targets, self._clip_norm)
-        return self._materialising(inputs, targets, self._clip_norm)
+            return self._without_materialising(inputs, targets, self.rule)
+        return self._materialising(inputs, targets, self.rule)
 
     def _plain(self, inputs: Tensor, targets: Tensor) -> Clipped:
         losses = self._loss(self._module(inputs), targets)
@@ -136,12 +148,12 @@ class ClippedGradient:
             self._layers = []
             logger.info("the layers do not tell it all: per-sample gradients by torch.func")
 
-    def _without_materialising(self, inputs: Tensor, targets: Tensor, clip_norm: float) -> Clipped:
+    def _without_materialising(self, inputs: Tensor, targets: Tensor, rule: ClipRule) -> Clipped:
         losses, placed = self._record(inputs, targets)
         if placed is None:
             raise RuntimeError("a layer was used otherwise than in the first batch")
         self._parameters.gradient.zero_()
-        clipped = add_clipped(placed, self._parameters, clip_norm)
+        clipped = add_clipped(placed, self._parameters, rule)
         return Clipped(losses, clipped.norms, clipped.nonfinite)
 
     def _record(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[PlacedPart] | None]:
@@ -165,16 +177,24 @@ class ClippedGradient:
         uses: dict[nn.Module, list[Use]] = {}
         for (layer, a, _), g in zip(calls, gradients, strict=True):
             uses.setdefault(layer, []).append(Use(a, g))
-        return losses.detach(), [p for layer, some in uses.items() for p in parts_of(layer, some)]
+        return losses.detach(), parts_of(uses)
 
-    def _materialising(self, inputs: Tensor, targets: Tensor, clip_norm: float) -> Clipped:
-        gradient = self._parameters.gradient
-        gradient.zero_()
+    def _materialising(self, inputs: Tensor, targets: Tensor, rule: ClipRule) -> Clipped:
+        parameters = self._parameters
+        parameters.gradient.zero_()
         norms, nonfinite = [], 0
-        rows = max(1, _MATERIALISED // self._parameters.size)
+        rows = max(1, _MATERIALISED // parameters.size)
         for part, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
-            clipped = clip_sum(self._per_sample_gradients(part, labels), clip_norm)
-            gradient += clipped.total
+            gradients = self._per_sample_gradients(part, labels)
+            clipped: clip.Clipped | ClippedParts
+            if rule.stability or len(rule.norms) > 1:
+                each = zip(parameters.all, gradients.split([p.numel() for p in parameters.all], 1),
+                           strict=True)  # fmt: skip
+                placed = [PlacedPart(Formed([rows]), [p]) for p, rows in each]
+                clipped = add_clipped(placed, parameters, rule)
+            else:
+                clipped = clip.clip_sum(gradients, rule.norms[0])
+                parameters.gradient.add_(clipped.total)
             norms.append(clipped.norms.double())
             nonfinite += clipped.nonfinite
         with torch.no_grad():
@@ -225,10 +245,11 @@ def _activation(part: nn.Module) -> str | None:
 
 
 def add_clipped(
-    placed: list[PlacedPart], parameters: FlatParameters, clip_norm: float
+    placed: list[PlacedPart], parameters: FlatParameters, rule: ClipRule
 ) -> ClippedParts:
     """Adds the samples' clipped gradients to the flat gradient."""
-    clipped = clip_parts([one.part for one in placed], clip_norm)
+    layers = [parameters.layer_of(one.parameters[0]) for one in placed]
+    clipped = clip_parts([one.part for one in placed], rule, layers)
     for one, sums in zip(placed, clipped.sums, strict=True):
         for parameter, gradient in zip(one.parameters, sums, strict=True):
             rows = parameters.gradient_of(parameter)[one.rows]
@@ -237,13 +258,22 @@ def add_clipped(
 
 
 def _known_layers(module: nn.Module) -> list[nn.Module]:
-    """The layers that hold the module's trainable parameters, once each, if all are of known
-    kinds."""
+    """The layers that hold the module's trainable parameters, if all are of known kinds."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     layers = [m for m in module.modules() if any(p.requires_grad for p in m.parameters(False))]
     held = [p for layer in layers for p in layer.parameters(False) if p.requires_grad]
-    once = len(held) == len(trainable) and {*held} == {*trainable}
-    return layers if once and all(map(is_known, layers)) else []
+    return layers if {*held} == {*trainable} and all(map(is_known, layers)) else []
+
+
+def _layer_numbers(module: nn.Module) -> dict[Tensor, int]:
+    """For each trainable parameter the number of its layer, those that share one being one."""
+    numbers: dict[Tensor, int] = {}
+    for index, layer in enumerate(module.modules()):
+        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        met = {numbers[p] for p in own if p in numbers}
+        numbers |= dict.fromkeys(own, index) | {p: index for p, n in numbers.items() if n in met}
+    order = {number: k for k, number in enumerate(dict.fromkeys(numbers.values()))}
+    return {p: order[number] for p, number in numbers.items()}
 
 
 def refuse_mixing(module: nn.Module) -> None:

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused():
     a, g = layer(4, 40, 30)
     with pytest.raises(ValueError, match=r"activations of shape \[9, 4, 40\] with .* \[8, 4, 30\]"):
         dpcomm.clip_linear(a, g[:8], 1.0)
-    with pytest.raises(ValueError, match=r"clip norm 0\.0: give a positive number"):
+    with pytest.raises(ValueError, match=r"clip_norm=0.0: give a positive"):
         dpcomm.clip_linear(a, g, 0.0)
     with pytest.raises(ValueError, match="2 activations, 1 output gradients"):
         dpcomm.clip_linear([a, a], [g], 1.0)

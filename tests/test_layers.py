@@ -35,12 +35,12 @@ HEADERS = {
 PACKAGES = {
     "torch": {
         *(f"dpcomm/{n}.py" for n in ("backend", "ddp", "distributed", "ghost", "hooks", "opacus")),
-        *(f"dpcomm/{n}.py" for n in ("nccl", "parts", "private", "torch", "torch_ops")),
+        *(f"dpcomm/{n}.py" for n in ("loader", "nccl", "parts", "private", "torch", "torch_ops")),
         "dpcomm/bench/gpu.py",
         "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"
-            for n in ("canaries", "checkpoint", "metrics", "model", "step", "trainer")
+            for n in ("canaries", "checkpoint", "metrics", "model", "schedule", "step", "trainer")
         ),
     },
     "mpi4py": {"dpcomm/launch.py", "dpcomm/bench/peers.py"},

@@ -22,14 +22,19 @@
 //   p parameters at most 2^-24 of it and 2^-150 sqrt(p).
 // - The factor is the quotient of what that leaves of clip_norm and the upper bound, rounded down.
 //
-// A sample whose norm is certainly within clip_norm is taken as it is.
+// A sample whose norm is certainly within clip_norm is taken as it is; with a stability above 0
+// (clip_rule.hpp) none is, and the norm in the quotient is larger by the stability, so that the
+// factor is smaller than the one above. That one may be above 1, which the bounds on rounding
+// allow.
 
 namespace dpcomm {
 
-// The largest float that keeps the bound, for a finite norm that `numbers` numbers enter.
-inline float ghost_factor(double norm, double numbers, double parameters, double clip_norm) {
-  const double longest = norm * (1 + (numbers + 8) * 0x1p-53);
-  if (longest <= clip_norm) return 1;
+// The largest float that keeps the bound, for a finite norm that `numbers` numbers enter. Static:
+// no width's code may stand in for another's.
+static inline float ghost_factor(double norm, double numbers, double parameters, double clip_norm,
+                                 double stability) {
+  const double longest = (norm + stability) * (1 + (numbers + 8) * 0x1p-53);
+  if (stability == 0 && longest <= clip_norm) return 1;
   const double left = clip_norm - 0x1p-150 * std::sqrt(parameters);
   const double rounding = (1 + 0x1p-24) * (1 + 0x1p-24);
   const double quotient = left / (longest * rounding) * (1 - 0x1p-50);

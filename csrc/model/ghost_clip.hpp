@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 
+#include "privacy/clip_rule.hpp"
 #include "privacy/isa.hpp"
 
 namespace dpcomm {
@@ -20,12 +21,12 @@ struct GhostLayer {
 };
 
 // clipped = factor * (scale * gradients), where the factor bounds the norm of each sample's
-// gradient over all layers (ghost.hpp): with it the sum of clipped gradients is one product of
-// matrices a layer. A sample whose norm is not finite has the factor 0 and clipped gradients of 0;
-// returns how many there are. Their inputs must be left out of the product.
+// gradient, over all layers or in each (ghost.hpp): with it the sum of clipped gradients is one
+// product of matrices a layer. `norms` receives those over all layers, before clipping. A sample
+// whose norm is not finite has clipped gradients of 0; returns how many there are. Their inputs
+// must be left out of the product.
 std::size_t ghost_clip(std::span<const GhostLayer> layers, std::size_t samples, float scale,
-                       double clip_norm, double* norms, float* factors, int threads = 1,
-                       Isa isa = best_isa());
+                       const ClipRule& rule, double* norms, int threads = 1, Isa isa = best_isa());
 
 // The loops, kCount lanes at a time.
 

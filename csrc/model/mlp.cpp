@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <new>
 
 #include "base/error.hpp"
@@ -22,20 +21,10 @@ struct Loops {
   int tile_rows;
 };
 
-template <int kCount>
-Loops loops() {
-  return {&run_panel<kCount>, &add_tile<kCount>, kTileRows<kCount>};
-}
-
+// No loops of one number at a time: the reference is a backward for each sample.
 Loops loops_of(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx512:
-      return loops<16>();
-    case Isa::kAvx2:
-      return loops<8>();
-    default:  // no loops of one number at a time: the reference is a backward for each sample
-      return loops<4>();
-  }
+  return with_lanes(
+      isa, [](auto lanes) { return Loops{&run_panel<lanes>, &add_tile<lanes>, kTileRows<lanes>}; });
 }
 
 std::size_t padded(int features) { return (features + kPanel - 1) / kPanel * kPanel; }
@@ -200,14 +189,13 @@ Mlp::~Mlp() = default;
 
 std::size_t Mlp::parameters() const { return plan_->parameters; }
 
-std::size_t Mlp::clipped_sum(const float* parameters, const Samples& samples, double clip_norm,
+std::size_t Mlp::clipped_sum(const float* parameters, const Samples& samples, const ClipRule& rule,
                              float* total, float* losses, double* norms, bool accumulate,
                              const Beside& beside) {
-  DPCOMM_CHECK(clip_norm > 0 && std::isfinite(clip_norm), UsageError, "clip norm ", clip_norm,
-               ": give a positive number");
+  dpcomm::check(rule, plan_->layers.size());
   return plan_->run(
-      {.mode = Mode::kClipped, .parameters = parameters, .clip_norm = clip_norm, .total = total},
-      samples, nullptr, losses, norms, accumulate, beside);
+      {.mode = Mode::kClipped, .parameters = parameters, .clip = rule, .total = total}, samples,
+      nullptr, losses, norms, accumulate, beside);
 }
 
 void Mlp::gradient_sum(const float* parameters, const Samples& samples, float* total, float* losses,

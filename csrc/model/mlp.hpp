@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "privacy/clip_rule.hpp"
 #include "privacy/isa.hpp"
 
 namespace dpcomm {
@@ -55,14 +56,15 @@ class Mlp {
 
   std::size_t parameters() const;  // how many
 
-  // total (+)= sum of the samples' gradients, each clipped to an L2 norm of at most clip_norm in
-  // exact arithmetic (ghost.hpp has the argument). `norms` receives the norms before clipping.
+  // total (+)= sum of the samples' gradients, each clipped to an L2 norm of at most the rule's,
+  // over all layers or in each, in exact arithmetic (ghost.hpp has the argument). `norms` receives
+  // the norms over all layers, before clipping.
   //
   // A sample whose gradient is not finite adds nothing; returns how many there were. An empty
-  // batch gives zeros. UsageError for a clip_norm that is not positive and finite.
+  // batch gives zeros. UsageError for a clip norm that is not positive and finite.
   //
   // `losses` and `norms` may be null.
-  std::size_t clipped_sum(const float* parameters, const Samples& samples, double clip_norm,
+  std::size_t clipped_sum(const float* parameters, const Samples& samples, const ClipRule& rule,
                           float* total, float* losses, double* norms, bool accumulate = false,
                           const Beside& beside = {});
 

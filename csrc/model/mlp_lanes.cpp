@@ -64,48 +64,68 @@ void clear_column(int column, int rows, float* x) {
   for (int row = 0; row < rows; ++row) x[row * kPanel + column] = 0;
 }
 
-// Norms of the panel's samples; scales the deltas, clears what is not finite.
-int clip(const StepTask& step, const PanelTask& panel, float* const* inputs) {
-  double norms[kPanel] = {};
-  double numbers = 0;
-  double parameters = 0;
+// What a sample that is not finite would add.
+void clear_sample(const StepTask& step, const PanelTask& panel, int i, float* const* inputs) {
   for (int l = 0; l < step.layer_count; ++l) {
     const LayerTask& layer = step.layers[l];
-    alignas(64) double delta_squares[kPanel];
-    alignas(64) double input_squares[kPanel];
-    squares(deltas_of(layer, panel.index), layer.outputs, delta_squares);
-    squares(inputs[l], layer.inputs, input_squares);
-    const double bias = layer.has_bias ? 1 : 0;
-    for (int i = 0; i < kPanel; ++i) norms[i] += delta_squares[i] * (input_squares[i] + bias);
-    numbers += layer.inputs + layer.outputs + 2;
-    parameters += static_cast<double>(layer.inputs + 1) * layer.outputs;
+    clear_column(i, layer.outputs, deltas_of(layer, panel.index));
+    clear_column(i, layer.inputs, inputs[l]);
+    for (int block = 0; l == 0 && block < blocks_of(layer.inputs); ++block) {
+      std::memset(features_of(layer, step.chunk, block, panel.index) + i * kPanel, 0,
+                  kPanel * sizeof(float));
+    }
+  }
+}
+
+// Norms of the panel's samples; scales the deltas, clears what is not finite.
+int clip(const StepTask& step, const PanelTask& panel, float* const* inputs) {
+  const auto groups = static_cast<int>(step.clip.norms.size());
+  const int together = groups == 1 ? step.layer_count : 1;  // layers that share a norm
+  alignas(64) double group_squares[kMostLayers][kPanel];    // those of the first `groups`
+  double norms[kPanel] = {};
+  for (int k = 0; k < groups; ++k) {
+    double* const sums = group_squares[k];
+    std::memset(sums, 0, sizeof group_squares[k]);
+    for (int l = k * together; l < (k + 1) * together; ++l) {
+      const LayerTask& layer = step.layers[l];
+      alignas(64) double delta_squares[kPanel];
+      alignas(64) double input_squares[kPanel];
+      squares(deltas_of(layer, panel.index), layer.outputs, delta_squares);
+      squares(inputs[l], layer.inputs, input_squares);
+      const double bias = layer.has_bias ? 1 : 0;
+      for (int i = 0; i < kPanel; ++i) sums[i] += delta_squares[i] * (input_squares[i] + bias);
+    }
+    for (int i = 0; i < kPanel; ++i) norms[i] += sums[i];
   }
 
-  alignas(64) float factors[kPanel];
-  bool changes = false;
   int nonfinite = 0;
   for (int i = 0; i < kPanel; ++i) {
-    const double norm = __builtin_sqrt(norms[i]);
-    if (panel.norms != nullptr && i < panel.count) panel.norms[i] = norm;
-    if (!__builtin_isfinite(norm)) {
-      factors[i] = 0;
-      nonfinite += i < panel.count;
-      for (int l = 0; l < step.layer_count; ++l) {
-        const LayerTask& layer = step.layers[l];
-        clear_column(i, layer.outputs, deltas_of(layer, panel.index));
-        clear_column(i, layer.inputs, inputs[l]);
-        for (int block = 0; l == 0 && block < blocks_of(layer.inputs); ++block) {
-          std::memset(features_of(layer, step.chunk, block, panel.index) + i * kPanel, 0,
-                      kPanel * sizeof(float));
-        }
-      }
-      continue;
-    }
-    factors[i] = ghost_factor(norm, numbers, parameters, step.clip_norm);
-    changes = changes || factors[i] != 1;
+    norms[i] = __builtin_sqrt(norms[i]);
+    if (panel.norms != nullptr && i < panel.count) panel.norms[i] = norms[i];
+    if (__builtin_isfinite(norms[i])) continue;
+    nonfinite += i < panel.count;
+    clear_sample(step, panel, i, inputs);
   }
-  if (changes) {
-    for (int l = 0; l < step.layer_count; ++l) {
+
+  for (int k = 0; k < groups; ++k) {
+    double numbers = 0;
+    double parameters = 0;
+    for (int l = k * together; l < (k + 1) * together; ++l) {
+      numbers += step.layers[l].inputs + step.layers[l].outputs + 2;
+      parameters += static_cast<double>(step.layers[l].inputs + 1) * step.layers[l].outputs;
+    }
+    alignas(64) float factors[kPanel];
+    bool changes = false;
+    for (int i = 0; i < kPanel; ++i) {
+      const double norm = __builtin_sqrt(group_squares[k][i]);
+      factors[i] =
+          __builtin_isfinite(norms[i])
+              ? ghost_factor(norm, numbers, parameters, step.clip.norms[k], step.clip.stability)
+              : 0;
+      changes = changes || factors[i] != 1;
+    }
+    if (!changes) continue;
+    for (int l = k * together; l < (k + 1) * together; ++l) {
       scale(factors, step.layers[l].outputs, deltas_of(step.layers[l], panel.index));
     }
   }

@@ -35,7 +35,7 @@ struct StepTask {
   Mode mode;
   const float* parameters;
   std::size_t chunk;  // samples that `features` has place for
-  double clip_norm;
+  ClipRule clip;
   float* total;
 };
 

@@ -4,7 +4,6 @@
 #include <span>
 
 #include "base/dtype.hpp"
-#include "privacy/clip_factor.hpp"
 #include "privacy/isa.hpp"
 
 namespace dpcomm {
@@ -16,8 +15,8 @@ struct GradBlock {
   std::size_t row_stride;  // in elements
 };
 
-// Scales each row by `rule` to an L2 norm of at most clip_norm, and sums the rows:
-// total[j] = sum_i factor_i grads[i][j].
+// Clips each row to L2 norm `clip_norm` and sums the rows: total[j] = sum_i factor_i grads[i][j].
+// With `stability` above 0 every row is scaled (clip_rule.hpp).
 //
 // A sample's row is its row in every block, one after the other; `total` holds the sum of the
 // blocks' columns in that order and `norms` the rows' norms before clipping, NaN or infinite where
@@ -39,14 +38,13 @@ struct GradBlock {
 // - The factor is the quotient of what that leaves of clip_norm and the upper bound on the norm,
 //   rounded down to float32.
 //
-// Where the rule is not automatic, a row whose norm is certainly within clip_norm is taken as it
-// is; one that may be n 2^-53 above it is not, and loses two units in the last place of the factor.
+// Without stability, a row whose norm is certainly within clip_norm is taken as it is; one that may
+// be n 2^-53 above it is not, and loses two units in the last place of the factor.
 //
 // A row that is not finite adds nothing and is counted. No rows, or no columns, give zeros.
-// Returns that count. UsageError for another dtype, or a rule whose numbers are not positive and
-// finite.
+// Returns that count. UsageError for another dtype, and for what check() of clip_rule.hpp refuses.
 std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType dtype,
-                     const ClipRule& rule, float* total, double* norms, int threads = 1,
-                     Isa isa = best_isa());
+                     double clip_norm, double stability, float* total, double* norms,
+                     int threads = 1, Isa isa = best_isa());
 
 }  // namespace dpcomm

@@ -7,6 +7,7 @@
 #include "privacy/clip.hpp"
 #include "privacy/clip_factor.hpp"
 #include "privacy/clip_lanes.hpp"
+#include "privacy/clip_rule.hpp"
 
 namespace dpcomm {
 namespace {
@@ -152,11 +153,11 @@ struct Norm {
 
 // See "The bound" in clip.hpp. `squares` is the fast sum over the row.
 Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::size_t row,
-             std::size_t columns, const ClipRule& rule) {
+             std::size_t columns, double clip_norm) {
   const auto n = static_cast<double>(columns);
   const Norm fast{std::sqrt(squares), 0x1p-22 + n * 0x1p-53};
   const bool in_range = squares >= n * 0x1p-76 && squares < 0x1p100;
-  const bool decided = std::abs(fast.value - rule.clip_norm) > 0x1p-21 * rule.clip_norm;
+  const bool decided = std::abs(fast.value - clip_norm) > 0x1p-21 * clip_norm;
   if ((in_range && decided) || std::isnan(squares)) return fast;
   return {std::sqrt(exact_squares(blocks, dtype, row)), exact_error(columns)};
 }
@@ -164,11 +165,12 @@ Norm norm_of(double squares, std::span<const Columns> blocks, DType dtype, std::
 }  // namespace
 
 std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType dtype,
-                     const ClipRule& rule, float* total, double* norms, int threads, Isa isa) {
+                     double clip_norm, double stability, float* total, double* norms, int threads,
+                     Isa isa) {
   DPCOMM_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16,
                UsageError, "gradients of dtype ", name_of(dtype),
                ": give float32, bfloat16 or float16");
-  check(rule);
+  check({std::span(&clip_norm, 1), stability}, 1);
   const std::size_t element = size_of(dtype);
   const std::vector<Columns> all = columns_of(blocks, element, total);
   std::size_t columns = 0, pieces = 0;
@@ -216,11 +218,11 @@ std::size_t clip_sum(std::span<const GradBlock> blocks, std::size_t rows, DType 
     for (std::size_t r = 0; r < some; ++r) {
       double sum = 0;
       for (std::size_t p = 0; p < pieces; ++p) sum += squares[r * pieces + p];
-      const Norm norm = norm_of(sum, all, dtype, first + r, columns, rule);
+      const Norm norm = norm_of(sum, all, dtype, first + r, columns, clip_norm);
       norms[first + r] = norm.value;
       if (std::isfinite(norm.value)) {
         kept.push_back(first + r);
-        factors.push_back(clip_factor(norm.value, norm.error, columns, rule));
+        factors.push_back(clip_factor(norm.value, norm.error, columns, clip_norm, stability));
       } else {
         ++nonfinite;
       }

@@ -6,6 +6,7 @@
 #include "base/cuda.hpp"
 #include "privacy/clip_cached.cuh"
 #include "privacy/clip_cuda.hpp"
+#include "privacy/clip_rule.hpp"
 #include "privacy/clip_slice.cuh"
 #include "privacy/clip_task.cuh"
 #include "privacy/clip_twice.cuh"
@@ -309,14 +310,15 @@ ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dt
 }
 
 void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size_t rows,
-              DType dtype, const ClipRule& rule, float* total, double* norms,
+              DType dtype, double clip_norm, double stability, float* total, double* norms,
               std::int64_t* nonfinite, void* workspace, Stream stream) {
-  check(rule);
+  check({std::span(&clip_norm, 1), stability}, 1);
   DPCOMM_CHECK(blocks.size() <= kMaxGradBlocks, UsageError, blocks.size(),
                " gradient tensors: concatenate them to at most ", kMaxGradBlocks);
   ClipTask task = {.rows = rows,
                    .columns = columns_of(blocks),
-                   .rule = rule,
+                   .clip_norm = clip_norm,
+                   .stability = stability,
                    .plan = plan,
                    .sums = total,
                    .norms = norms,

@@ -35,7 +35,7 @@ ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dt
 // nothing waits, so that a CUDA graph can capture it. UsageError also for more than kMaxGradBlocks
 // blocks.
 void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size_t rows,
-              DType dtype, const ClipRule& rule, float* total, double* norms,
+              DType dtype, double clip_norm, double stability, float* total, double* norms,
               std::int64_t* nonfinite, void* workspace, Stream stream);
 
 }  // namespace dpcomm

@@ -17,7 +17,8 @@ inline constexpr unsigned kClipThreads = kClipWarps * kWarpSize;
 struct ClipTask {
   std::size_t rows;
   std::size_t columns;
-  ClipRule rule;
+  double clip_norm;
+  double stability;
   ClipPlan plan;
   float* sums;        // [teams][columns]
   double* norms;      // [rows]
@@ -50,7 +51,7 @@ __device__ __forceinline__ double warp_sum(double value) {
 
 // Zero where the row is not finite.
 __device__ __forceinline__ float factor_of(const ClipTask& task, double norm) {
-  return norm < INFINITY ? clip_factor(norm, task.columns, task.rule) : 0;
+  return norm < INFINITY ? clip_factor(norm, task.columns, task.clip_norm, task.stability) : 0;
 }
 
 }  // namespace dpcomm

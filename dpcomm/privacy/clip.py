@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpcomm import _core, arrays, cuda
+from dpcomm.privacy.clipping import ClipRule, as_rule
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -69,14 +70,13 @@ def _checked(grads: Any | Sequence[Any]) -> tuple[list[Any], list[arrays.Array]]
     return several, views
 
 
-def _clip(
-    like: Any, views: list[arrays.Array], clip_norm: float, stabilizer: float | None, threads: int
-) -> tuple[Any, Any, Any]:
-    """Total, norms and the count of non-finite samples; automatic where there is a stabilizer."""
+def _clip(like: Any, views: list[arrays.Array], rule: ClipRule, threads: int) -> Clipped:
+    """By one norm over all arrays; `like`: what the results are to be like."""
+    (clip_norm,) = rule.norms
     first = views[0]
     blocks = [_rows(view) for view in views]
     if first.device != "cpu":
-        return cuda.clip_sum(like, first, blocks, clip_norm, stabilizer)
+        return Clipped(*cuda.clip_sum(like, first, blocks, clip_norm, rule.stability), clip_norm)
     total = arrays.empty(like, (sum(columns for _, columns, _ in blocks),), "float32")
     norms = arrays.empty(like, (first.shape[0],), "float64")
     nonfinite = _core.clip_sum(
@@ -84,74 +84,57 @@ def _clip(
         first.shape[0],
         first.dtype,
         clip_norm,
-        stabilizer,
+        rule.stability,
         arrays.describe(total).pointer,
         arrays.describe(norms).pointer,
         threads=threads,
     )
-    return total, norms, nonfinite
+    return Clipped(total, norms, nonfinite, clip_norm)
 
 
 def _clip_each(
-    several: list[Any], views: list[arrays.Array], clip_norms: float | Sequence[float], threads: int
+    several: list[Any], views: list[arrays.Array], rule: ClipRule, threads: int
 ) -> Clipped:
-    if isinstance(clip_norms, (int, float)) or len(clip_norms) != len(several):
+    if len(rule.norms) != len(several):
         raise ValueError(
-            f"clip_norm={clip_norms!r} for {len(several)} arrays clipped per layer: "
-            "pass a sequence of one number for each"
+            f"{len(rule.norms)} clip norms for {len(several)} arrays: give one, or one for each"
         )
     parts = [
-        _clip(grad, [view], clip_norm, None, threads)
-        for grad, view, clip_norm in zip(several, views, clip_norms, strict=True)
+        _clip(grad, [view], rule.of([k]), threads)
+        for k, (grad, view) in enumerate(zip(several, views, strict=True))
     ]
-    totals, norms, _ = zip(*parts, strict=True)
-    library: Any = np if isinstance(norms[0], np.ndarray) else sys.modules["torch"]
-    stacked = library.stack(norms, 1)
-    nonfinite = (~library.isfinite(stacked)).any(1).sum()
+    library: Any = np if isinstance(parts[0].norms, np.ndarray) else sys.modules["torch"]
+    norms = library.stack([part.norms for part in parts], 1)
+    nonfinite = (~library.isfinite(norms)).any(1).sum()
     return Clipped(
-        library.concatenate(totals),
-        stacked,
+        library.concatenate([part.total for part in parts]),
+        norms,
         nonfinite if views[0].device != "cpu" else int(nonfinite),
-        math.hypot(*clip_norms),
+        rule.sensitivity,
     )
 
 
 def clip_sum(
-    grads: Any | Sequence[Any],
-    clip_norm: float | Sequence[float],
-    *,
-    clipping: str = "flat",
-    stabilizer: float = 0.01,
-    threads: int = 1,
+    grads: Any | Sequence[Any], clip_norm: float | ClipRule, *, threads: int = 1
 ) -> Clipped:
     """Clips each sample's gradient to L2 norm `clip_norm` and sums the samples.
 
     grads: [B, …], or a list of such, one for each parameter, which are read in place and clipped
         together, by the norm over all of them. float32, bfloat16 or float16, on the CPU or a GPU.
-    clipping: "flat" scales a sample by min(1, clip_norm / norm). "automatic" scales every sample to
-        about the same length, by clip_norm / (norm + stabilizer) (Bu, Wang, Zha and Karypis 2022,
-        https://arxiv.org/abs/2206.07136). "per_layer" clips each array of the list by its own norm
-        (McMahan et al. 2018, https://arxiv.org/abs/1710.06963) to its own number of `clip_norm`, a
-        sequence: the norms are [B, arrays] then, and the sensitivity is the root of the numbers'
-        summed squares.
+    clip_norm: a number, or a ClipRule: with a stability it scales every sample (automatic
+        clipping); with a norm for each array of the list it clips each by its own (per layer), and
+        the norms returned are [B, arrays].
 
     Returns sums, not means: divide by the expected batch size after the noise. No sample adds more
-    than `clip_norm`, to the last bit of float32; one with a NaN or an infinity adds nothing, of an
-    array where it has one if clipping is per layer, and is counted. An empty batch gives zeros. The
-    bits do not depend on `threads`.
+    than `clip_norm`, to the last bit of float32; one with a NaN or an infinity adds nothing, and is
+    counted; where each array is clipped by its own norm, nothing to the arrays that hold it. An
+    empty batch gives zeros. The bits do not depend on `threads`.
 
     Raises ValueError for another dtype, device or layout, for a clip norm that is not positive, and
-    for as many clip norms as there are not arrays.
+    for norms that are not one for each array.
     """
+    rule = as_rule(clip_norm)
     several, views = _checked(grads)
-    if clipping == "per_layer":
-        return _clip_each(several, views, clip_norm, threads)
-    if clipping not in ("flat", "automatic"):
-        raise ValueError(f"clipping={clipping!r}: pass flat, automatic or per_layer")
-    if not isinstance(clip_norm, (int, float)):
-        raise ValueError(
-            f"clip_norm={clip_norm!r} with clipping={clipping!r}: pass one number, "
-            'or clipping="per_layer"'
-        )
-    rule = clip_norm, stabilizer if clipping == "automatic" else None
-    return Clipped(*_clip(several[0], views, *rule, threads), clip_norm)
+    if len(rule.norms) > 1:
+        return _clip_each(several, views, rule, threads)
+    return _clip(several[0], views, rule, threads)

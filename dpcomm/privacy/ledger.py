@@ -9,7 +9,8 @@ Lines, by their `kind`:
 
 - `launch`: a job begins; the run that it starts or resumes, ranks, plan, the hash of its noise key,
   how many steps it pays ahead;
-- `steps`: `count` steps at `sample_rate` and `noise_multiplier`;
+- `steps`: `count` steps at `sample_rate` and `noise_multiplier`, and of truncated batches
+  `truncated_batch_size` and `records`;
 - `release`: another (ε, δ)-private release from the same records, as preparation may make.
 
 A run is one model's training, over as many launches as it takes; a file may hold several. What one
@@ -22,6 +23,7 @@ import fcntl
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,7 @@ class Ledger:
             os.ftruncate(self._file.fileno(), len(text) - len(last))
             for line in reversed(lines):
                 if line["kind"] == "launch":
-                    plan = line["plan"]
-                    torn = Steps(plan["sample_rate"], plan["noise_multiplier"], line["ahead"])
+                    torn = _steps_of(line["plan"] | {"count": line["ahead"]})
                     self._append(lines, _steps_line(torn) | {"torn": last.decode(errors="replace")})
                     break
         return lines
@@ -105,8 +106,7 @@ class Ledger:
 
     def pay(self, plan: Plan, count: int) -> None:
         """Charges `count` steps of the plan; on return they may be released."""
-        steps = Steps(plan.sample_rate, plan.noise_multiplier, count)
-        self._append(self.lines, _steps_line(steps))
+        self._append(self.lines, _steps_line(plan.spending(count)))
 
     def release(self, epsilon: float, delta: float, what: str) -> None:
         """Charges another release from the same records, once for each `what`."""
@@ -126,7 +126,7 @@ class Ledger:
             elif line["kind"] == "release":
                 spent.append(Release(line["epsilon"], line["delta"]))
             elif run in (None, of):
-                spent.append(Steps(line["sample_rate"], line["noise_multiplier"], line["count"]))
+                spent.append(_steps_of(line))
         return spent
 
     def paid(self, run: str) -> int:
@@ -145,7 +145,7 @@ class Ledger:
         spent = self.spent(run)
 
         def affords(count: int) -> bool:
-            more = [*spent, Steps(plan.sample_rate, plan.noise_multiplier, count)]
+            more = [*spent, plan.spending(count)]
             epsilon = accounting.composed_epsilon(more, plan.delta, plan.accountant)
             return epsilon <= target_epsilon
 
@@ -169,9 +169,14 @@ class Ledger:
 
 
 class Toll:
-    """Lets no step's update be released before it is paid for. Collective: every rank has one."""
+    """Lets no step's update be released before it is paid for. Collective: every rank has one.
 
-    def __init__(self, comm: Any, ledger: Ledger | None, plan: Plan, steps: int) -> None:
+    `steps` are as many as there may be; None sets no end.
+    """
+
+    def __init__(
+        self, comm: Any, ledger: Ledger | None, plan: Plan, steps: int | None = None
+    ) -> None:
         if (comm.rank == 0) != (ledger is not None):
             raise UsageError(f"rank {comm.rank}: rank 0, and only rank 0, brings a ledger")
         self._comm, self._ledger, self._plan = comm, ledger, plan
@@ -183,8 +188,10 @@ class Toll:
         if self._paid == 0:
             if self._planned == 0:
                 raise UsageError("more steps than were announced: begin a new launch")
-            self._paid = min(AHEAD, self._planned)
-            self._planned -= self._paid
+            self._paid = AHEAD
+            if self._planned is not None:
+                self._paid = min(AHEAD, self._planned)
+                self._planned -= self._paid
             if self._ledger is not None:
                 self._ledger.pay(self._plan, self._paid)
             self._comm.barrier()  # nobody goes on before rank 0's write is durable
@@ -192,12 +199,14 @@ class Toll:
 
 
 def _steps_line(steps: Steps) -> dict[str, Any]:
-    return {
-        "kind": "steps",
-        "count": steps.count,
-        "sample_rate": steps.sample_rate,
-        "noise_multiplier": steps.noise_multiplier,
-    }
+    told = {name: value for name, value in asdict(steps).items() if value is not None}
+    return {"kind": "steps"} | told
+
+
+def _steps_of(line: dict[str, Any]) -> Steps:
+    truncated = line.get("truncated_batch_size")
+    records = None if truncated is None else line["records"]
+    return Steps(line["sample_rate"], line["noise_multiplier"], line["count"], truncated, records)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpcomm import _core, arrays
+from dpcomm.privacy.clipping import ClipRule, as_rule
 
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "gelu")
 LOSSES = ("binary_cross_entropy", "cross_entropy", "squared_error")
@@ -96,7 +97,7 @@ class Mlp:
         self,
         parameters: Any,
         records: Records,
-        clip_norm: float,
+        clip_norm: float | ClipRule,
         total: Any,
         *,
         ids: np.ndarray | None = None,
@@ -104,7 +105,8 @@ class Mlp:
         norms: np.ndarray | None = None,
         accumulate: bool = False,
     ) -> Gradients:
-        """Writes into `total` [P], or adds to it, the samples' gradients clipped to `clip_norm`.
+        """Writes into `total` [P], or adds to it, the samples' gradients clipped to `clip_norm`, or
+        by a rule, whose layers are this chain's.
 
         parameters, total: float32 [P], arrays or `arrays.describe` of them (which saves its time).
         ids: int64 [B], the records of the batch; all of them if None.
@@ -117,18 +119,19 @@ class Mlp:
         norm that is not positive and finite.
         """
         self.check(records, targets=True)
+        rule = as_rule(clip_norm)
         count = len(records) if ids is None else len(ids)
         nonfinite = self.core.clipped_sum(
             self._flat(parameters, "parameters"),
             records.core,
             ids,
-            clip_norm,
+            rule.core,
             self._flat(total, "total"),
             _address(losses, "losses", "float32", count),
             _address(norms, "norms", "float64", count),
             accumulate,
         )
-        return Gradients(total, nonfinite, clip_norm)
+        return Gradients(total, nonfinite, rule.sensitivity)
 
     def gradient_sum(
         self,

@@ -45,10 +45,9 @@ def add_noise_(
     key of another length.
     """
     view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+    spec = _core.NoiseSpec(key, step, std, generator)
     if view.device != "cpu":
-        cuda.add_noise_(view, std, key, step, offset, generator, scale)
+        cuda.add_noise_(view, spec, offset, scale)
         return buffer
-    _core.add_noise(
-        view.pointer, view.count, offset, key, generator, step, std, scale, threads=threads
-    )
+    _core.add_noise(view.pointer, view.count, offset, spec, scale, threads=threads)
     return buffer

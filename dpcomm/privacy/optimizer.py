@@ -13,6 +13,7 @@ import numpy as np
 
 from dpcomm import _core, arrays
 from dpcomm._core import UsageError
+from dpcomm.privacy.clipping import Seen
 from dpcomm.privacy.mlp import Mlp, Records
 from dpcomm.privacy.step import PrivateStep
 
@@ -78,7 +79,7 @@ class ShardedOptimizer:
     def __call__(self) -> None:
         """One update. The gradient's content afterwards is of no meaning."""
         self.step.comm.settle()
-        self.core.step(self.step.begin(), self.next())
+        self.core.step(self.step.noise(self.step.begin()), self.next())
 
     def next(self) -> _core.Sgd | _core.Adam:
         """The optimizer's numbers for the next update, which from now on counts as made."""
@@ -127,7 +128,7 @@ class NativeStep:
     update: on the flat parameters and gradient of `mlp`.
     records: of which [begin, end) are this rank's.
     sampling_key: 32 bytes that all ranks share.
-    clip_norm: None neither clips nor counts.
+    private: clips by the step's rule; otherwise it neither clips nor counts.
 
     One call at a time, as for the Mlp. Raises UsageError for records that there are not.
     """
@@ -141,22 +142,22 @@ class NativeStep:
         sample_rate: float,
         begin: int,
         end: int,
-        clip_norm: float | None,
+        private: bool = True,
     ) -> None:
         mlp.check(records, targets=True)
         if mlp.parameters != update.step.size:
             raise UsageError(
                 f"a model of {mlp.parameters} parameters and an update of {update.step.size}"
             )
-        self._update = update
+        self._update, self._private = update, private
         self._owners = mlp, records  # whose memory the core points to
         self._core = _core.NativeStep(
-            update.core, mlp.core, records.core, sampling_key, sample_rate, begin, end, clip_norm
+            update.core, mlp.core, records.core, sampling_key, sample_rate, begin, end
         )
 
-    def __call__(self, batch: int) -> int:
-        """Trains on the batch of this index; how many of this rank's samples were left out for a
-        gradient that is not finite."""
-        update = self._update
-        update.step.comm.settle()
-        return self._core(batch, update.step.begin(), update.next())
+    def __call__(self, batch: int) -> Seen:
+        """Trains on the batch of this index, and says what this rank saw of it."""
+        update, step = self._update, self._update.step
+        step.comm.settle()
+        rule = step.rule.core if self._private else None
+        return Seen(*self._core(batch, step.noise(step.begin()), update.next(), rule))

@@ -8,6 +8,7 @@ plans. So there is one plan; it is checked when it is made and compared on every
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 
 from dpcomm import accounting
 from dpcomm._core import MismatchError, UsageError
+from dpcomm.privacy.clipping import CLIPPINGS, LEAST, MOST, Adaptive, ClipRule, clip_rule
 
 SECURE = "gaussian, chacha20, fresh key"
 UNSAFE = "gaussian, chacha20, unsafe seed"  # for tests: whoever knows the seed can undo the noise
 
-_SENT_BYTES = 1024  # a plan as JSON is about 400 bytes long
+_SENT_BYTES = 2048  # a plan as JSON is about 700 bytes long
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class Plan:
     records: int  # training records over all ranks; public, as is everything here
     sample_rate: float  # the chance of each record to be in a batch
     steps: int  # how many are planned; what was spent is the ledger's to say
-    clip_norm: float  # no record moves the sum by more, in L2 norm over all parameters
+    clip_norm: float  # no record moves the sum by more, in L2 norm; the first norm of adaptive ones
     noise_multiplier: float  # standard deviation of the noise over the clip norm
     delta: float
+    clipping: str = "flat"  # by one norm, or one a layer; adaptive; automatic (scaled)
+    adaptive: Adaptive | None = None  # needed for adaptive clipping, and only then
+    truncated_batch_size: int | None = None  # the most records that a step takes of its sample
     sampler: str = "poisson"
     noise: str = SECURE
     accountant: str = "pld"
@@ -45,12 +50,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.records < 1:
             raise UsageError(f"records={self.records}: a plan needs at least one record")
-        accounting.Steps(self.sample_rate, self.noise_multiplier, self.steps)
+        self.spending(self.steps)
         if self.steps < 1:
             raise UsageError(f"steps={self.steps}: a plan needs at least one step")
-        if (
-            not 1e-20 <= self.clip_norm < 1e20
-        ):  # so that its square is a normal float64, and float32
+        if not LEAST <= self.clip_norm < MOST:
             raise UsageError(f"clip_norm={self.clip_norm}: give a norm between 1e-20 and 1e20")
         if self.noise_multiplier == 0:
             raise UsageError("noise_multiplier=0 promises nothing: train without a plan instead")
@@ -58,6 +61,19 @@ class Plan:
             raise UsageError(
                 f"delta={self.delta} for {self.records} records: give less than one over the "
                 f"records, {1 / self.records:.1e}; publishing one whole record costs that much"
+            )
+        self._refuse("clipping", CLIPPINGS, "these bound what a record moves the sum by")
+        if (self.clipping == "adaptive") != (self.adaptive is not None):
+            raise UsageError(
+                f"clipping={self.clipping!r} with adaptive={self.adaptive}: adaptive clipping, and "
+                "it alone, needs the numbers by which it adapts"
+            )
+        if self.adaptive:
+            self.adaptive.gradient_multiplier(self.noise_multiplier)
+        if self.truncated_batch_size is not None and self.accountant != "pld":
+            raise UsageError(
+                f"truncated_batch_size with accountant={self.accountant!r}: only 'pld' accounts "
+                "for truncated batches"
             )
         self._refuse("accountant", accounting.ACCOUNTANTS, "they never count less than was spent")
         self._refuse(
@@ -83,9 +99,19 @@ class Plan:
 
     def epsilon(self) -> float:
         """What all planned steps cost, without what else the ledger holds."""
-        return accounting.epsilon(
-            self.sample_rate, self.noise_multiplier, self.steps, self.delta, self.accountant
-        )
+        spent = [self.spending(self.steps)]
+        return accounting.composed_epsilon(spent, self.delta, self.accountant)
+
+    def spending(self, steps: int) -> accounting.Steps:
+        """What `steps` steps are to the accountants. Those of an adaptive norm are in it."""
+        truncation = {} if self.truncated_batch_size is None else {
+            "truncated_batch_size": self.truncated_batch_size, "records": self.records
+        }  # fmt: skip
+        return accounting.Steps(self.sample_rate, self.noise_multiplier, steps, **truncation)
+
+    def rule(self, layers: int) -> ClipRule:
+        """What bounds a gradient of so many layers, at first."""
+        return clip_rule(self.clipping, self.clip_norm, layers)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +120,6 @@ class Plan:
         """What is guaranteed, to whom, and under which trust."""
         if self.noise == UNSAFE:
             return "Nothing is guaranteed: the noise is drawn from a seed, for tests."
-        spread = self.noise_multiplier * self.clip_norm
         paragraphs = (
             f"""Whoever sees the model, and every update that led to it, learns almost nothing about
             whether any one of the {self.records:,} training records was there: whatever they
@@ -103,15 +128,42 @@ class Plan:
             {self.steps:,} steps, by {self.accountant.upper()} accounting, which never counts less
             than was spent.""",
             f"""How: each step draws each record with chance {self.sample_rate:g}, independently
-            (about {self.expected_batch:,.0f} a step), clips its gradient to norm
-            {self.clip_norm:g}, and adds noise of standard deviation {spread:g} to the sum
-            ({self.noise}).""",
+            (about {self.expected_batch:,.0f} a step{self._explain_truncation()}),
+            {self._explain_clipping()} ({self.noise}).""",
             """Trust: the processes of this job see records, and sums before noise. Nobody else may
             see their memory or traffic, nor learn which records a step drew. The unit is one
             record: a person with several is protected less. Public are the number of records and
             this plan. Accuracy on test records is published as it is, outside this promise.""",
         )
         return "\n".join(textwrap.fill(" ".join(text.split()), 100) for text in paragraphs)
+
+    def _explain_truncation(self) -> str:
+        if self.truncated_batch_size is None:
+            return ""
+        return f"; of more than {self.truncated_batch_size:,}, a random so many, which ε counts"
+
+    def _explain_clipping(self) -> str:
+        norm, spread = self.clip_norm, self.noise_multiplier * self.clip_norm
+        adds = f"and adds noise of standard deviation {spread:g} to the sum"
+        if self.clipping == "per_layer":
+            return f"clips the part of each layer in its gradient, to norm {norm:g} in all, {adds}"
+        if self.clipping == "automatic":
+            return f"scales its gradient to a norm just below {norm:g}, {adds}"
+        if self.adaptive is None:
+            return f"clips its gradient to norm {norm:g}, {adds}"
+        multiplier = self.adaptive.gradient_multiplier(self.noise_multiplier)
+        share = self.adaptive.target_unclipped_quantile
+        return (
+            f"clips its gradient to a norm, at first {norm:g}, that follows the length below which "
+            f"{share:.0%} of the gradients are, adds noise of {multiplier:g} times the norm to the "
+            f"sum, and noise of {self.adaptive.unclipped_num_std:g} to the number of gradients "
+            "below it; ε counts both"
+        )
+
+
+def default_delta(records: int) -> float:
+    """A power of ten below one half over the records."""
+    return 10.0 ** math.floor(math.log10(0.5 / records))
 
 
 def check_same_plan(plan: Plan | None, comm: Any) -> None:

@@ -1,6 +1,8 @@
-"""Poisson sampling by global record id."""
+"""Poisson sampling by global record id, of batches that may be truncated."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 
@@ -17,3 +19,18 @@ def poisson_sample(key: bytes, step: int, sample_rate: float, begin: int, end: i
     Raises ValueError for a rate that is neither 0 nor in [2^-30, 1], or ids out of [0, 2^62].
     """
     return _core.poisson_sample(key, step, sample_rate, begin, end)
+
+
+def truncated_sample(
+    key: bytes, step: int, sample_rate: float, records: int, most: int, begin: int, end: int
+) -> np.ndarray:
+    """As `poisson_sample`, of all `records`: where the step took more than `most`, those of a
+    uniformly random `most` of them, the same for any partition of the ids."""
+    ids = poisson_sample(key, step, sample_rate, 0, records)
+    if len(ids) > most:
+        # SHAKE256 of a secret is a secure stream; ties of 64 bits do not happen.
+        seed = b"dpcomm truncated batch" + step.to_bytes(8, "little") + key
+        order = np.frombuffer(hashlib.shake_256(seed).digest(8 * len(ids)), np.uint64)
+        ids = np.sort(ids[np.argpartition(order, most)[:most]])
+    first, last = np.searchsorted(ids, (begin, end))
+    return ids[first:last]

@@ -11,6 +11,7 @@ import numpy as np
 
 from dpcomm import _core, arrays, cuda
 from dpcomm._core import UsageError
+from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, as_rule
 
 
 class PrivateStep:
@@ -18,11 +19,15 @@ class PrivateStep:
 
     comm: the ranks. Constructing is collective, as is every call.
     size: elements of the flat buffer.
-    clip_norm: the most that one record moves the sum, in L2 norm (`Clipped.sensitivity`).
+    clip_norm: the most that one record moves the sum, in L2 norm (`Clipped.sensitivity`), or the
+        rule that bounds it.
     noise_multiplier: the noise's standard deviation over the clip norm. 0 draws none and must be
         confirmed by `no_noise=True`.
     expected_batch: the constant by which the noisy sum is divided: sample rate times records over
         all ranks, never the size of the batch that was drawn.
+    adaptive: lets the clip norm follow a quantile of the samples' norms, from what `adapt` is told
+        after each step; `rule` is what the next step's sums must obey. `noise_multiplier` covers
+        that too: the gradients have a little more noise of their own.
     algo: an all-reduce schedule by name, None to choose.
 
     The key of the noise is drawn by rank 0 from the operating system, known to this job's memory
@@ -35,18 +40,20 @@ class PrivateStep:
         self,
         comm: Any,
         size: int,
-        clip_norm: float,
+        clip_norm: float | ClipRule,
         noise_multiplier: float,
         expected_batch: float,
         *,
+        adaptive: Adaptive | None = None,
         algo: str | None = None,
         generator: str = "chacha20",
         threads: int = 1,
         no_noise: bool = False,
         unsafe_seed: int | None = None,
     ) -> None:
-        if not 0 < clip_norm < math.inf:
-            raise UsageError(f"clip_norm={clip_norm}: give a positive, finite norm")
+        self.rule = as_rule(clip_norm)
+        if adaptive and (len(self.rule.norms) > 1 or self.rule.stability):
+            raise UsageError("adaptive: a norm that adapts is one for the whole gradient")
         if not 0 <= noise_multiplier < math.inf:
             raise UsageError(
                 f"noise_multiplier={noise_multiplier}: give a finite number, 0 or more"
@@ -65,7 +72,11 @@ class PrivateStep:
         self.size, self.noise_multiplier = size, noise_multiplier
         self.steps = 0  # noise is drawn for
         self.comm, self._algo, self._threads = comm, algo or "", threads
-        self._std, self._scale = noise_multiplier * clip_norm, 1 / expected_batch
+        self._adaptive, self._adapted = adaptive, 0
+        self._multiplier = (  # of the gradients alone
+            adaptive.gradient_multiplier(noise_multiplier) if adaptive else noise_multiplier
+        )
+        self._scale = 1 / expected_batch
         self._generator = generator
         self._key = shared_key(comm, unsafe_seed)
 
@@ -91,6 +102,32 @@ class PrivateStep:
         self.steps += 1
         return self.steps - 1
 
+    def noise(self, step: int) -> _core.NoiseSpec:
+        """The gradients' noise in a step that was begun, by the rule of now."""
+        std = self._multiplier * self.rule.sensitivity
+        return _core.NoiseSpec(self._key, step, std, self._generator)
+
+    def adapt(self, seen: Seen) -> None:
+        """Moves an adaptive clip norm by what this rank `seen` in the step just taken, its samples'
+        norms against `rule`; does nothing to a fixed one.
+
+        Collective; the same norm on all ranks. Raises UsageError for a second time in one step,
+        whose noise would be the same.
+        """
+        if self._adaptive is None:
+            return
+        if self._adapted == self.steps:
+            raise UsageError("adapt: the clip norm has followed this step already; take another")
+        self._adapted = self.steps
+        self.comm.settle()
+        count = np.array([seen.within - seen.samples / 2], np.float32)
+        std = self._adaptive.unclipped_num_std if self.noise_multiplier else 0.0
+        # The element behind the gradient's last has a noise of its own.
+        self._part(count, _core.NoiseSpec(self._key, self.steps - 1, std, self._generator),
+                   self.size)  # fmt: skip
+        norm = self._adaptive.next_norm(self.rule.norms[0], 0.5 + float(count[0]))
+        self.rule = ClipRule((norm,))
+
     def part(self, buffer: Any, step: int, offset: int) -> None:
         """A call for the elements from `offset` on, of a step that is taken in parts.
 
@@ -100,17 +137,21 @@ class PrivateStep:
         view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
         if offset + view.count > self.size:
             raise UsageError(f"elements {offset} to {offset + view.count} of {self.size}")
+<<<<<<< HEAD
         if view.device != "cpu":
             self._part_on_gpu(view, step, offset)
             return
+=======
+        self._part(buffer, self.noise(step), offset)
+
+    def _part(self, buffer: Any, noise: _core.NoiseSpec, offset: int) -> None:
+        view = arrays.buffer(buffer, "buffer", ("float32",))
+>>>>>>> main
         _core.private_step(
             self.comm.core,
             view.pointer,
             view.count,
-            self._key,
-            self._generator,
-            step,
-            self._std,
+            noise,
             self._scale,
             self._algo,
             self._threads,
@@ -145,9 +186,6 @@ class PrivateStep:
             views[1].pointer,
             self.size,
             states,
-            self._key,
-            self._generator,
-            self._std,
             self._scale,
             self._algo,
             self._threads,
@@ -170,3 +208,12 @@ def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:
     elif comm.rank == 0:
         key[:] = np.frombuffer(os.urandom(32), np.uint8)
     return comm.broadcast(key).tobytes()
+
+
+def shared_bytes(comm: Any, content: bytes) -> bytes:
+    """Rank 0's, on every rank. Collective."""
+    length = comm.broadcast(np.array([len(content)], np.int64))
+    data = np.zeros(int(length[0]), np.uint8)
+    if comm.rank == 0:
+        data[:] = np.frombuffer(content, np.uint8)
+    return comm.broadcast(data).tobytes() if len(data) else b""

@@ -41,9 +41,8 @@ def sgd_update_(
     """
     states = [] if momentum_buffer is None else [("momentum_buffer", momentum_buffer)]
     optimizer = _core.Sgd(lr, momentum, weight_decay, nesterov)
-    return _update(
-        parameters, gradient, states, std, key, step, offset, generator, scale, optimizer, threads
-    )
+    noise = _core.NoiseSpec(key, step, std, generator)
+    return _update(parameters, gradient, states, noise, offset, scale, optimizer, threads)
 
 
 def adam_update_(
@@ -76,20 +75,16 @@ def adam_update_(
     """
     states = [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]
     optimizer = _core.Adam(lr, *betas, eps, weight_decay, decoupled_weight_decay, count)
-    return _update(
-        parameters, gradient, states, std, key, step, offset, generator, scale, optimizer, threads
-    )
+    noise = _core.NoiseSpec(key, step, std, generator)
+    return _update(parameters, gradient, states, noise, offset, scale, optimizer, threads)
 
 
 def _update(
     parameters: Any,
     gradient: Any,
     states: list[tuple[str, Any]],
-    std: float,
-    key: bytes,
-    step: int,
+    noise: _core.NoiseSpec,
     offset: int,
-    generator: str,
     scale: float,
     optimizer: _core.Sgd | _core.Adam,
     threads: int,
@@ -104,11 +99,11 @@ def _update(
                 f"on {first.device}: pass the same part of each"
             )
     if first.device != "cpu":
-        cuda.update_(views, std, key, step, offset, generator, scale, optimizer)
+        cuda.update_(views, noise, offset, scale, optimizer)
         return parameters
     pointers = [view.pointer for view in views]
     _core.update(
-        pointers[0], pointers[1], pointers[2:], first.count, offset, key, generator, step, std,
-        scale, optimizer, threads=threads,
+        pointers[0], pointers[1], pointers[2:], first.count, offset, noise, scale, optimizer,
+        threads=threads,
     )  # fmt: skip
     return parameters

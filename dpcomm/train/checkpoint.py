@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dpcomm._core import UsageError
+from dpcomm.privacy.step import shared_bytes
 
-_FORMAT = "dpcomm.checkpoint/2"
+_FORMAT = "dpcomm.checkpoint/3"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Checkpoint:
     step: int
     model: dict[str, Any]  # state_dict
     optimizer: dict[str, Any]  # ShardedOptimizer.state_dict, whole
+    clip_norm: float | None  # of the next step, which an adaptive one has moved; None: no privacy
     plan: dict[str, Any] | None
     ledger: str
 
@@ -55,7 +56,7 @@ def load(comm: Any, path: Path) -> Checkpoint:
     content = b""
     if comm.rank == 0 and path.exists():
         content = path.read_bytes()
-    content = _broadcast(comm, content)
+    content = shared_bytes(comm, content)
     if not content:
         raise UsageError(
             f"--resume: there is no checkpoint {path}: start without --resume, or name the "
@@ -65,11 +66,3 @@ def load(comm: Any, path: Path) -> Checkpoint:
     if values.pop("format", None) != _FORMAT:
         raise UsageError(f"--checkpoint {path} is not a {_FORMAT}: was it written by dpcomm.train?")
     return Checkpoint(**values)
-
-
-def _broadcast(comm: Any, content: bytes) -> bytes:
-    length = comm.broadcast(np.array([len(content)], np.int64))
-    data = np.zeros(int(length[0]), np.uint8)
-    if comm.rank == 0:
-        data[:] = np.frombuffer(content, np.uint8)
-    return comm.broadcast(data).tobytes() if len(data) else b""

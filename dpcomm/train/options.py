@@ -12,6 +12,7 @@ from typing import Any
 
 from dpcomm import _core, accounting
 from dpcomm._core import UsageError
+from dpcomm.privacy.clipping import CLIPPINGS, Adaptive
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +44,9 @@ DATASETS = {
 OWN = Defaults(3.0, 10, 0.01, 0.3, 0.01, (64,))  # of data that nobody looked at
 
 
+SCHEDULES = ("constant", "linear", "cosine", "step")  # of the learning rate: schedule.py
+
+
 @dataclass(frozen=True)
 class Options:
     """A checked command line, defaults filled in."""
@@ -56,12 +60,19 @@ class Options:
     noise_multiplier: float | None
     target_epsilon: float | None
     clip_norm: float
+    clipping: str
+    target_unclipped_quantile: float
+    clipbound_learning_rate: float
+    unclipped_num_std: float | None
+    truncated_batch_size: int | None
     delta: float | None
     accountant: str
     model: str | None
     hidden: tuple[int, ...]
     optimizer: str
     lr: float
+    lr_schedule: str
+    warmup_steps: int
     seed: int
     algo: str | None
     transport: str | None
@@ -75,6 +86,14 @@ class Options:
     patience: int | None
     resume: bool
     unsafe_seed: int | None
+
+    def adaptive(self, records: int) -> Adaptive:
+        """What an adaptive clip norm goes by, of so many records."""
+        return Adaptive(
+            self.unclipped_num_std or self.sample_rate * records / 20,
+            self.target_unclipped_quantile,
+            self.clipbound_learning_rate,
+        )
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -104,12 +123,19 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         noise_multiplier=args.noise_multiplier,
         target_epsilon=(args.target_epsilon or suits.target_epsilon) if calibrated else None,
         clip_norm=args.clip_norm or suits.clip_norm,
+        clipping=args.clipping,
+        target_unclipped_quantile=args.target_unclipped_quantile,
+        clipbound_learning_rate=args.clipbound_learning_rate,
+        unclipped_num_std=args.unclipped_num_std,
+        truncated_batch_size=args.truncated_batch_size,
         delta=args.delta,
         accountant=args.accountant,
         model=args.model,
         hidden=suits.hidden if args.hidden is None else args.hidden,
         optimizer=args.optimizer,
         lr=args.lr or suits.lr,
+        lr_schedule=args.lr_schedule,
+        warmup_steps=args.warmup_steps,
         seed=args.seed,
         algo=args.algo,
         transport=args.transport,
@@ -162,10 +188,41 @@ def _parser() -> argparse.ArgumentParser:
         help="neither clips nor adds noise: the same model by plain SGD, for comparison",
     )
     privacy.add_argument("--clip-norm", type=_positive)
+    privacy.add_argument(
+        "--clipping",
+        choices=CLIPPINGS,
+        default="flat",
+        help="by one norm, one a layer, one that follows a private quantile (whose cost is in ε), "
+        "or by scaling every gradient",
+    )
+    privacy.add_argument(
+        "--truncated-batch-size",
+        type=_count,
+        metavar="N",
+        help="takes a random N of more, which ε counts (--accountant pld)",
+    )
     privacy.add_argument("--delta", type=_rate, help="default: a power of ten below 1 / 2 records")
     privacy.add_argument("--accountant", choices=accounting.ACCOUNTANTS, default="pld")
     privacy.add_argument("--ledger", type=Path, help="default: beside the checkpoint")
     privacy.add_argument("--unsafe-seed", type=int, help="noise from a seed: for tests alone")
+
+    adaptive = p.add_argument_group("adaptive clipping (--clip-norm is the first)")
+    adaptive.add_argument(
+        "--target-unclipped-quantile",
+        type=_share,
+        default=0.5,
+        metavar="SHARE",
+        help="of gradients that stay within the norm; default 0.5",
+    )
+    adaptive.add_argument(
+        "--clipbound-learning-rate", type=_positive, default=0.2, metavar="RATE", help="default 0.2"
+    )
+    adaptive.add_argument(
+        "--unclipped-num-std",
+        type=_positive,
+        metavar="STD",
+        help="noise on the number of them; default: a twentieth of the expected batch",
+    )
 
     model = p.add_argument_group("model")
     model.add_argument(
@@ -177,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--hidden", type=_sizes, help="layers of the MLP, as in 64,32")
     model.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
     model.add_argument("--lr", type=_positive)
+    model.add_argument(
+        "--lr-schedule", choices=SCHEDULES, default="constant", help="falls towards the last step"
+    )
+    model.add_argument(
+        "--warmup-steps", type=_count, default=0, metavar="N", help="in which the rate climbs"
+    )
     model.add_argument("--seed", type=int, default=0, help="of the first weights; default 0")
 
     run = p.add_argument_group("run")
@@ -252,6 +315,10 @@ def _count(text: str) -> int:
 
 def _rate(text: str) -> float:
     return _number(text, float, lambda v: 0 < v <= 1, "a number above 0, at most 1")
+
+
+def _share(text: str) -> float:
+    return _number(text, float, lambda v: 0 < v < 1, "a number between 0 and 1")
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from dpcomm import accounting, launch
 from dpcomm._core import UsageError
 from dpcomm.data import shards
+from dpcomm.privacy.clipping import ClipRule
 from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
-from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan
+from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan, default_delta
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
@@ -32,6 +33,7 @@ from dpcomm.train.checkpoint import Checkpoint
 from dpcomm.train.metrics import Best, Measured, Metrics, best_of
 from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
 from dpcomm.train.options import DATASETS, Options
+from dpcomm.train.schedule import learning_rates
 from dpcomm.train.step import Batches, Step, training_step
 
 _HEARTBEAT = 1.0  # seconds
@@ -47,7 +49,7 @@ class Summary:
     records: int
     sample_rate: float
     noise_multiplier: float
-    clip_norm: float | None
+    clip_norm: float | None  # an adaptive one's last
     epsilon: float | None  # of this model; None where nothing is promised
     epsilon_of_ledger: float | None  # of all that the ledger holds
     warning: str | None  # what the data's own preparation left outside of ε
@@ -108,18 +110,20 @@ class Trainer:
             self._resume(checkpoint.load(comm, options.checkpoint))
         self._sampling_key = shared_key(comm, options.unsafe_seed)
         self._nonfinite = 0
+        rates = (options.lr_schedule, options.lr, self.steps, options.warmup_steps)
+        self._rates = None if rates[0] == "constant" and not rates[3] else learning_rates(*rates)
 
     def train(self) -> Summary:
         """Takes the steps that are left and affordable, then evaluates."""
         left = self._open_launch()
-        clip_norm = self.plan.clip_norm if self.plan else None
         begin, end = share(self.data.records, self.comm.rank, self.comm.size)
-        batches = Batches(self.data, self._sampling_key, self.options.sample_rate, begin, end)
+        most = self.plan.truncated_batch_size if self.plan else None
+        batches = Batches(self.data, self._sampling_key, self.options.sample_rate, begin, end, most)
         step = training_step(
             self.model,
             self.parameters,
             batches,
-            clip_norm,
+            self.plan is not None,
             self.optimizer,
             torch.get_num_threads(),
         )
@@ -184,7 +188,11 @@ class Trainer:
     def _take_step(self, step: Step, toll: Toll | None) -> None:
         if toll:
             toll.pay()
-        self._nonfinite += step(self.step)
+        if self._rates:
+            self.optimizer.optimizer.lr = self._rates[self.step]
+        seen = step(self.step)
+        self._combine.adapt(seen)
+        self._nonfinite += seen.nonfinite
         self.step += 1
 
     def _load(self, split: str, data: shards.Dataset | None) -> shards.Dataset:
@@ -239,7 +247,7 @@ class Trainer:
         options, records = self.options, self.data.records
         if not options.private:
             return None
-        delta = options.delta or 10.0 ** math.floor(math.log10(0.5 / records))
+        delta = options.delta or default_delta(records)
         manifest = json.dumps(self.data.manifest, sort_keys=True).encode()
         plan = Plan(
             records=records,
@@ -248,6 +256,9 @@ class Trainer:
             clip_norm=options.clip_norm,
             noise_multiplier=options.noise_multiplier or 1.0,
             delta=delta,
+            clipping=options.clipping,
+            adaptive=options.adaptive(records) if options.clipping == "adaptive" else None,
+            truncated_batch_size=options.truncated_batch_size,
             noise=SECURE if options.unsafe_seed is None else UNSAFE,
             accountant=options.accountant,
             dataset=hashlib.sha256(manifest).hexdigest()[:16],
@@ -258,9 +269,10 @@ class Trainer:
         # Seconds of work, on one rank: ranks that share cores would wait for each other's.
         noise_multiplier = self._from_rank_0(
             lambda: accounting.noise_multiplier(
-                target, plan.sample_rate, plan.steps, plan.delta, plan.accountant
+                target, plan.sample_rate, plan.steps, plan.delta, plan.accountant,
+                truncated_batch_size=plan.truncated_batch_size, records=records,
             )
-        )
+        )  # fmt: skip
         return replace(plan, noise_multiplier=noise_multiplier)
 
     def _make_step(self) -> PrivateStep:
@@ -270,9 +282,11 @@ class Trainer:
         if self.plan is None:
             return PrivateStep(self.comm, size, 1.0, 0.0, expected, no_noise=True, **settings)
         plan = self.plan
+        rule = plan.rule(self.parameters.layers)
         return PrivateStep(
-            self.comm, size, plan.clip_norm, plan.noise_multiplier, expected, **settings
-        )
+            self.comm, size, rule, plan.noise_multiplier, expected, adaptive=plan.adaptive,
+            **settings,
+        )  # fmt: skip
 
     def _resume(self, saved: Checkpoint) -> None:
         path = self.options.checkpoint
@@ -301,6 +315,8 @@ class Trainer:
                 "--model, --hidden and --optimizer that it was trained with"
             ) from error
         self.run, self.step = saved.run, saved.step
+        if self.plan and self.plan.adaptive and saved.clip_norm:
+            self._combine.rule = ClipRule((saved.clip_norm,))
 
     def _refuse_unpaid(self, saved: Checkpoint) -> None:
         """Each step of the checkpoint was paid for before it was taken, in its own ledger."""
@@ -345,9 +361,16 @@ class Trainer:
                 step=self.step,
                 model=self.model.state_dict(),
                 optimizer={k: torch.as_tensor(v) for k, v in optimizer.items()},
+                clip_norm=self._clip_norm(),
                 plan=self.plan.to_dict() if self.plan else None,
                 ledger=str(self.options.ledger),
             ).save(path or self.options.checkpoint)
+
+    def _clip_norm(self) -> float | None:
+        """Of the next step."""
+        if self.plan is None:
+            return None
+        return self._combine.rule.norms[0] if self.plan.adaptive else self.plan.clip_norm
 
     def _summarise(
         self, measured: dict[str, float], step_seconds: float, per_epoch: int
@@ -367,7 +390,7 @@ class Trainer:
             records=self.data.records,
             sample_rate=self.options.sample_rate,
             noise_multiplier=plan.noise_multiplier if plan else 0.0,
-            clip_norm=plan.clip_norm if plan else None,
+            clip_norm=self._clip_norm(),
             epsilon=epsilon,
             epsilon_of_ledger=total,
             warning=(self.data.warning or None) if plan else None,

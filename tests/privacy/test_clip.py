@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from dpcomm import _core
 from dpcomm.privacy.clip import Clipped, clip_sum
+from dpcomm.privacy.clipping import ClipRule
 
 torch = pytest.importorskip("torch")
 
@@ -22,7 +23,7 @@ def raw(
     clip_norm: float,
     threads: int = 1,
     isa: str = "auto",
-    stabilizer: float | None = None,
+    stability: float = 0.0,
 ) -> tuple:
     """The binding on a float32 matrix: total, norms and the count of non-finite rows."""
     rows, columns = grads.shape
@@ -30,7 +31,7 @@ def raw(
     blocks = [(grads.ctypes.data, columns, columns)]
     out = total.ctypes.data, norms.ctypes.data
     nonfinite = _core.clip_sum(
-        blocks, rows, "float32", clip_norm, stabilizer, *out, threads=threads, isa=isa
+        blocks, rows, "float32", clip_norm, stability, *out, threads=threads, isa=isa
     )
     return total, norms, nonfinite
 
@@ -183,11 +184,11 @@ def test_list_of_parameters_is_clipped_as_one() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(row=rows_of_floats, clip_norm=clip_norms, stabilizer=st.floats(1e-30, 1.0))
+@given(row=rows_of_floats, clip_norm=clip_norms, stability=st.floats(1e-30, 1.0))
 def test_automatic_clipping_keeps_the_bound(
-    row: np.ndarray, clip_norm: float, stabilizer: float
+    row: np.ndarray, clip_norm: float, stability: float
 ) -> None:
-    clipped = clip_sum(row[None], clip_norm, clipping="automatic", stabilizer=stabilizer)
+    clipped = clip_sum(row[None], ClipRule((clip_norm,), stability))
     assert exact_norm(clipped.total) <= clip_norm
 
 
@@ -196,53 +197,43 @@ def test_automatic_clipping_gives_each_sample_about_the_same_length(isa: str) ->
     grads = gradients(40, 1030)
     _, norms = reference(grads, 1.0)
     expected = (0.5 / (norms + 0.01)) @ grads.astype(np.float64)
-    total, _, _ = raw(grads, 0.5, isa=isa, stabilizer=0.01)
+    total, _, _ = raw(grads, 0.5, isa=isa, stability=0.01)
     assert total == pytest.approx(expected, abs=1e-6)
-    assert (clip_sum(grads, 0.5, clipping="automatic").total == total).all()
+    assert (clip_sum(grads, ClipRule((0.5,), 0.01)).total == total).all()
 
 
-def test_per_layer_clips_each_array_by_its_own_norm() -> None:
+def test_a_norm_for_each_array_clips_each_array_by_its_own_norm() -> None:
     parts = [gradients(30, 2560, seed=1), gradients(30, 64, seed=2), gradients(30, 1, seed=3)]
-    bounds = [0.5, 0.25, 2.0]
-    clipped = clip_sum(parts, bounds, clipping="per_layer")
+    bounds = (0.5, 0.25, 2.0)
+    clipped = clip_sum(parts, ClipRule(bounds))
     alone = [clip_sum(part, bound) for part, bound in zip(parts, bounds, strict=True)]
     assert (clipped.total == np.concatenate([one.total for one in alone])).all()
     assert (clipped.norms == np.stack([one.norms for one in alone], 1)).all()
     assert clipped.sensitivity == pytest.approx(math.sqrt(0.25 + 0.0625 + 4))
 
 
-def test_per_layer_counts_a_sample_once_and_leaves_out_only_its_nonfinite_arrays() -> None:
+def test_a_sample_of_nonfinite_arrays_counts_once_and_keeps_the_others() -> None:
     parts = [torch.from_numpy(gradients(5, 10, seed)) for seed in range(3)]
-    clean = clip_sum([part[[0, 1, 3, 4]] for part in parts], [1.0] * 3, clipping="per_layer")
+    clean = clip_sum([part[[0, 1, 3, 4]] for part in parts], ClipRule((1.0, 1.0, 1.0)))
     for part in parts:
         part[2, 3] = math.nan
-    clipped = clip_sum(parts, [1.0] * 3, clipping="per_layer")
+    clipped = clip_sum(parts, ClipRule((1.0, 1.0, 1.0)))
     assert clipped.nonfinite == 1
     assert torch.equal(clipped.total, clean.total)
 
 
-@pytest.mark.parametrize(
-    ("clip_norm", "options", "reason"),
-    [
-        (1.0, {"clipping": "ghost"}, "flat, automatic or per_layer"),
-        (1.0, {"clipping": "automatic", "stabilizer": 0.0}, "stabilizer 0"),
-        (1.0, {"clipping": "per_layer"}, "one number for each"),
-        ([1.0, 2.0], {"clipping": "per_layer"}, "for 1 arrays"),
-        ([1.0], {}, 'clipping="per_layer"'),
-    ],
-)
-def test_bad_rules_are_refused(clip_norm: Any, options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        clip_sum([gradients(2, 3)], clip_norm, **options)
+def test_as_many_norms_as_there_are_not_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 clip norms for 1 arrays"):
+        clip_sum([gradients(2, 3)], ClipRule((1.0, 2.0)))
 
 
 @pytest.mark.parametrize(
     ("grads", "clip_norm", "reason"),
     [
         (np.zeros((2, 3)), 1.0, "dtype float64"),
-        (np.zeros((2, 3), np.float32), 0.0, "clip norm 0"),
-        (np.zeros((2, 3), np.float32), math.inf, "clip norm inf"),
-        (np.zeros((2, 3), np.float32), math.nan, "clip norm nan"),
+        (np.zeros((2, 3), np.float32), 0.0, "clip_norm=0"),
+        (np.zeros((2, 3), np.float32), math.inf, "clip_norm=inf"),
+        (np.zeros((2, 3), np.float32), math.nan, "clip_norm=nan"),
         (np.zeros((2, 6), np.float32)[:, ::2], 1.0, "without gaps"),
         (np.zeros((2, 3), np.float32)[::-1], 1.0, "row stride"),
         (np.float32(1), 1.0, "not an array|sample dimension"),

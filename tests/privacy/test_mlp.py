@@ -264,7 +264,7 @@ def test_what_cannot_be_right_is_refused_with_the_fix():
     mlp, records = Mlp(CENSUS, case.loss), Records(case.x, case.t)
     total = np.empty(mlp.parameters, np.float32)
     for clip_norm in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="give a positive number"):
+        with pytest.raises(ValueError, match="give a positive, finite norm"):
             mlp.clipped_sum(case.parameters, records, clip_norm, total)
     for bad in (-1, 8):
         with pytest.raises(ValueError, match=f"record id {bad} at position 1: there are 8 records"):

@@ -28,9 +28,8 @@ def noise(
     threads: int = 1, isa: str = "auto",
 ) -> np.ndarray:  # fmt: skip
     out = np.zeros(count, np.float32)
-    _core.add_noise(
-        out.ctypes.data, count, offset, key, generator, step, 1.0, threads=threads, isa=isa
-    )
+    spec = _core.NoiseSpec(key, step, 1.0, generator)
+    _core.add_noise(out.ctypes.data, count, offset, spec, threads=threads, isa=isa)
     return out
 
 

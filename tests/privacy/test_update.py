@@ -91,8 +91,8 @@ def test_bits_are_those_of_noise_and_then_the_step(
     states = [m, v] if name in ADAM else [m] if "momentum" in SGD[name] else []
     kept = g.copy()
     _core.update(
-        g.ctypes.data, p.ctypes.data, [s.ctypes.data for s in states], count, offset, KEY,
-        generator, 5, 0.7, 0.125, optimizer(name), isa=isa,
+        g.ctypes.data, p.ctypes.data, [s.ctypes.data for s in states], count, offset,
+        _core.NoiseSpec(KEY, 5, 0.7, generator), 0.125, optimizer(name), isa=isa,
     )  # fmt: skip
     for got, wanted in zip((p, m, v), expected, strict=True):
         assert got.tobytes() == wanted.tobytes()

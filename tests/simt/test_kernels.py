@@ -24,11 +24,10 @@ def test_noise_has_the_bits_of_the_cpu(device, generator, count, offset):
     start = np.linspace(-1, 1, count + 2, dtype=np.float32)
     expected = start.copy()
     inside = expected[1:-1]
-    _core.add_noise(inside.ctypes.data, count, offset, KEY, generator, 9, 0.7, 0.125)
+    noise = _core.NoiseSpec(KEY, 9, 0.7, generator)
+    _core.add_noise(inside.ctypes.data, count, offset, noise, 0.125)
     data = device.upload(start.copy())
-    device.kernels.add_noise(
-        device.place, device.pointer(data) + 4, count, offset, KEY, generator, 9, 0.7, 0.125
-    )
+    device.kernels.add_noise(device.place, device.pointer(data) + 4, count, offset, noise, 0.125)
     np.testing.assert_array_equal(
         device.download(data).view(np.uint32), expected.view(np.uint32), strict=True
     )
@@ -50,7 +49,7 @@ def test_update_has_the_bits_of_the_cpu(device, generator, optimizer, count, off
     random = np.random.default_rng(1)
     here = [abs(random.normal(size=count + 2)).astype(np.float32) for _ in range(2 + kept)]
     there = [device.upload(array.copy()) for array in here]
-    noise = (count, offset, KEY, generator, 9, 0.7, 0.125, rule)
+    noise = (count, offset, _core.NoiseSpec(KEY, 9, 0.7, generator), 0.125, rule)
     gradient, parameters, *states = (array.ctypes.data + 4 for array in here)
     _core.update(gradient, parameters, states, *noise)
     gradient, parameters, *states = (device.pointer(array) + 4 for array in there)
@@ -63,7 +62,7 @@ def test_update_has_the_bits_of_the_cpu(device, generator, optimizer, count, off
 
 def test_a_negative_std_is_refused(device):
     with pytest.raises(UsageError, match="standard deviation is -1"):
-        device.kernels.add_noise(device.place, 16, 1, 0, KEY, "philox", 0, -1.0)
+        device.kernels.add_noise(device.place, 16, 1, 0, _core.NoiseSpec(KEY, 0, -1.0))
 
 
 # The devices make one row fit into one block, several blocks, all blocks, and nowhere.
@@ -82,7 +81,7 @@ NARROW = {
 }
 
 
-def clip_on(device, grads, dtype, clip_norm, stabilizer=None):
+def clip_on(device, grads, dtype, clip_norm, stability=0.0):
     """`grads`: [rows, columns] arrays side by side; padded and misaligned in memory."""
     rows = len(grads[0])
     stored, blocks = [], []
@@ -100,7 +99,7 @@ def clip_on(device, grads, dtype, clip_norm, stabilizer=None):
     nonfinite = device.upload(np.full(1, -1))
     workspace = device.upload(np.full(plan.workspace_bytes, 255, np.uint8))
     device.kernels.clip_sum(
-        device.place, plan, blocks, rows, dtype, clip_norm, stabilizer,
+        device.place, plan, blocks, rows, dtype, clip_norm, stability,
         *(device.pointer(array) for array in (total, norms, nonfinite, workspace)),
     )  # fmt: skip
     return plan, device.download(total), device.download(norms), int(device.download(nonfinite)[0])
@@ -134,7 +133,7 @@ def test_clip_sum_is_the_cpus(device, size, dtype, rows, columns):
     factors = np.minimum(1, clip_norm / exact)
     np.testing.assert_allclose(total, factors @ flat, atol=2e-6 * rows * clip_norm, rtol=2e-6)
     assert nonfinite == 0
-    _, total, _, _ = clip_on(device, grads, dtype, clip_norm, stabilizer=0.01)
+    _, total, _, _ = clip_on(device, grads, dtype, clip_norm, stability=0.01)
     factors = clip_norm / (exact + 0.01)
     np.testing.assert_allclose(total, factors @ flat, atol=2e-6 * rows * clip_norm, rtol=2e-6)
 

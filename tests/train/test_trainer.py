@@ -330,9 +330,9 @@ def test_accounting_that_takes_longer_than_a_collective_may_is_waited_for(option
     found = accounting.noise_multiplier
     monkeypatch.setattr(trainer, "_HEARTBEAT", 0.2)
 
-    def slow(*arguments):
+    def slow(*arguments, **settings):
         time.sleep(2.5)
-        return found(*arguments)
+        return found(*arguments, **settings)
 
     monkeypatch.setattr(accounting, "noise_multiplier", slow)
     options = replace(options, noise_multiplier=None, target_epsilon=3.0)

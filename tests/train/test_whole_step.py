@@ -65,7 +65,7 @@ def test_without_noise_it_equals_the_microbatch_loop(
             step, parameters.gradient, parameters.values.detach(), Sgd(lr=2.0**20)
         )
         batches = Batches(data, KEY, RATE, *share(data.records, comm.rank, comm.size))
-        training_step(own, parameters, batches, CLIP, update, threads=1)(0)
+        training_step(own, parameters, batches, True, update, threads=1)(0)
         return ((before.double() - parameters.values.detach()) / 2**20).numpy()
 
     for mean in results(run_threads(size, body)):
