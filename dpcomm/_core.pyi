@@ -25,11 +25,8 @@ __all__: list[str] = [
     "MismatchError",
     "Mlp",
     "NativeStep",
-<<<<<<< HEAD
     "NcclLibrary",
-=======
     "NoiseSpec",
->>>>>>> main
     "Receive",
     "Records",
     "Round",

@@ -137,16 +137,13 @@ class PrivateStep:
         view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
         if offset + view.count > self.size:
             raise UsageError(f"elements {offset} to {offset + view.count} of {self.size}")
-<<<<<<< HEAD
-        if view.device != "cpu":
-            self._part_on_gpu(view, step, offset)
-            return
-=======
         self._part(buffer, self.noise(step), offset)
 
     def _part(self, buffer: Any, noise: _core.NoiseSpec, offset: int) -> None:
-        view = arrays.buffer(buffer, "buffer", ("float32",))
->>>>>>> main
+        view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+        if view.device != "cpu":
+            self._part_on_gpu(view, noise, offset)
+            return
         _core.private_step(
             self.comm.core,
             view.pointer,
@@ -158,14 +155,11 @@ class PrivateStep:
             offset,
         )
 
-    def _part_on_gpu(self, view: arrays.Array, step: int, offset: int) -> None:
+    def _part_on_gpu(self, view: arrays.Array, noise: _core.NoiseSpec, offset: int) -> None:
         kernels, at = cuda.kernels(), cuda.place(view)
 
         def finish(pointer: int, begin: int, count: int) -> None:
-            kernels.add_noise(
-                at, pointer, count, offset + begin, self._key, self._generator, step, self._std,
-                self._scale,
-            )  # fmt: skip
+            kernels.add_noise(at, pointer, count, offset + begin, noise, self._scale)
 
         stream = self.comm.stream(view, view)
         self.comm.core.all_reduce_with(

@@ -444,7 +444,8 @@ def test_a_private_step_on_gpus_adds_each_noise_once_between_the_halves(gpus):
 
     for mean, key in results(run_threads(size, body)):
         expected = np.full(count, 3, np.float32)
-        _core.add_noise(expected.ctypes.data, count, 0, key, "chacha20", 1, std, 1 / batch)
+        noise = _core.NoiseSpec(key, 1, std)
+        _core.add_noise(expected.ctypes.data, count, 0, noise, 1 / batch)
         np.testing.assert_array_equal(mean, expected)
 
 
