@@ -21,13 +21,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from step import Probe
+from torch import nn
 
+from dpcomm.ghost import clip_linear
 from dpcomm.privacy.clip import clip_sum
+from dpcomm.privacy.mlp import Layer, Mlp, Records
 from dpcomm.privacy.noise import add_noise_
+from dpcomm.privacy.update import sgd_update_
 
 KEY = bytes(32)
 SHAPES = ((256, 4737), (4096, 4737), (256, 284161), (1024, 284161))
 NUMBERS = 10_000_000
+BATCH = 256
 LOAD = round(os.getloadavg()[0], 1)
 
 
@@ -40,7 +45,7 @@ class Record:
     threads: int
     time_us: float
     gbs: float  # of one read (clip), or one read and one write (noise)
-    ns_per_number: float
+    ns_per_number: float  # or, of a step, per record
     cores: int
     load: float  # of the machine before the run: beyond 0, others took part
     probe: float  # two threads against one: below 1.8, the cores were not ours alone
@@ -108,6 +113,53 @@ def noise_kernels(threads: int) -> dict[str, Callable[[], object]]:
     return kernels
 
 
+def step_kernels(threads: int) -> dict[str, Callable[[], object]]:
+    """One step of the MLP 40-64-32-1 on 256 records, forward pass and backward pass included."""
+    x, y = torch.randn(BATCH, 40), torch.randint(0, 2, (BATCH, 1)).float()
+    model = nn.Sequential(
+        nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)
+    )
+    loss, optimizer = nn.BCEWithLogitsLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    w1, b1, w2, b2, w3, b3 = (
+        part.view_as(p)
+        for part, p in zip(flat.split([p.numel() for p in model.parameters()]),
+                           model.parameters(), strict=True)
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def private() -> None:
+        a1 = torch.addmm(b1, x, w1.t()).relu_()
+        a2 = torch.addmm(b2, a1, w2.t()).relu_()
+        g3 = torch.addmm(b3, a2, w3.t()).sigmoid_().sub_(y)
+        g2 = torch.ops.aten.threshold_backward(g3 @ w3, a2, 0)
+        g1 = torch.ops.aten.threshold_backward(g2 @ w2, a1, 0)
+        sums = clip_linear([x, a1, a2], [g1, g2, g3], 1.0).sums
+        total = torch.cat([part.view(-1) for layer in sums for part in layer])
+        sgd_update_(flat, total, lr=0.1, std=1.0, key=KEY, step=0, scale=1 / BATCH)
+
+    chain = Mlp(
+        [Layer(40, 64), Layer(64, 32), Layer(32, 1)], "binary_cross_entropy", threads=threads
+    )
+    records, gradient = Records(x, y[:, 0]), torch.empty_like(flat)
+
+    def native() -> None:
+        chain.clipped_sum(flat, records, 1.0, gradient)
+        sgd_update_(flat, gradient, lr=0.1, std=1.0, key=KEY, step=0, scale=1 / BATCH)
+
+    return {
+        "dpcomm, a chain at once": native,
+        "dpcomm, clip_linear among torch's": private,
+        "torch eager, plain SGD": plain,
+    }
+
+
 def measure(threads: int, seconds: float) -> list[Record]:
     torch.set_num_threads(threads)
     faster = round(Probe()(), 2)
@@ -122,6 +174,10 @@ def measure(threads: int, seconds: float) -> list[Record]:
     for name, t in median_times(noise_kernels(threads), seconds).items():
         gbs, ns = 8 * NUMBERS / t / 1e9, t / NUMBERS * 1e9
         records.append(Record("add_noise", name, (NUMBERS,), "float32", threads, t * 1e6, gbs, ns,
+                              cores, LOAD, faster, machine))  # fmt: skip
+    for name, t in median_times(step_kernels(threads), seconds).items():
+        ns = t / BATCH * 1e9
+        records.append(Record("step", name, (BATCH, 40), "float32", threads, t * 1e6, 0.0, ns,
                               cores, LOAD, faster, machine))  # fmt: skip
     return records
 
@@ -158,6 +214,13 @@ def promises(records: list[Record]) -> list[tuple[str, float, float]]:
         if one and two:
             ratio = one[ours] / two[ours]
             found.append((f"noise by {generator}, 2 threads: times one", ratio, 1.8))
+    for threads in sorted({r.threads for r in records}):
+        chain, linear, plain = (
+            r.time_us for r in records if (r.op, r.threads) == ("step", threads)
+        )
+        name = f"{threads} thread(s): times torch's plain step, clip, noise and SGD"
+        found.append((f"{name} of a chain at once", plain / chain, 2.0))
+        found.append((f"{name} by clip_linear", plain / linear, 1.0))
     return found
 
 

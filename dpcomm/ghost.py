@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dpcomm.matrices import clip_matrices
 from dpcomm.privacy.clipping import ClipRule, as_rule
 
 _ROUNDINGS = 2.0**-22  # three of 2^-24, and what the float64 around them loses
@@ -81,6 +82,11 @@ class OuterProducts:
         scaled = _scaled(self.gradient, factors).flatten(0, 1)
         weight = scaled.t() @ self.input.flatten(0, 1)
         return [weight, scaled.sum(0)] if self.bias else [weight]
+
+    def is_matrix(self) -> bool:
+        """Whether clip_matrices takes it."""
+        one = self.input.shape[1] == 1
+        return one and self.input.is_cpu and self.input.dtype == torch.float32
 
     def only(self, kept: Tensor) -> OuterProducts:
         return replace(self, input=self.input[kept], gradient=self.gradient[kept])
@@ -143,7 +149,6 @@ class ClippedParts:
 
     sums: list[list[Tensor]]  # for each part, its parameters' gradients
     norms: Tensor  # [B] float64, before clipping
-    factors: Tensor  # [B] float32, or [layers, B] by a rule for each; 0 where it is not finite
     nonfinite: int  # samples that were left out for a NaN or an infinity
     sensitivity: float  # the most that adding or removing one sample moves the sums, in L2 norm
 
@@ -180,9 +185,7 @@ def clip_parts(
         parts = [part.only(finite) for part in parts]
         kept = {layer: some[finite] for layer, some in factors.items()}
     sums = [part.weighted(kept[of]) for part, of in zip(parts, together, strict=True)]
-    told = torch.stack([some for _, some in sorted(factors.items())])
-    return ClippedParts(sums, norms, told if len(told) > 1 else told[0], nonfinite,
-                        rule.sensitivity)  # fmt: skip
+    return ClippedParts(sums, norms, nonfinite, rule.sensitivity)
 
 
 def _total(measures: Iterable[Measure]) -> Measure:
@@ -207,7 +210,7 @@ def _factors(measure: Measure, clip_norm: float, stability: float) -> Tensor:
 def clip_linear(
     activations: Tensor | Sequence[Tensor],
     output_grads: Tensor | Sequence[Tensor],
-    clip_norm: float,
+    clip_norm: float | ClipRule,
     *,
     bias: bool | Sequence[bool] = True,
 ) -> ClippedParts:
@@ -216,6 +219,7 @@ def clip_linear(
     activations: [B, d] or [B, …, d], the input of a layer, or a list for several layers, which are
         clipped together, by the norm over all of them.
     output_grads: [B, o] or [B, …, o], the gradient of each sample's loss by the layer's output.
+    clip_norm: or a rule, whose norms, if there are several, are those of the layers.
     bias: whether the layer has one; for several layers also a list.
 
     The middle dimensions are positions that use the same weight, as in a sequence. torch tensors
@@ -233,8 +237,19 @@ def clip_linear(
             f"{len(inputs)} activations, {len(gradients)} output gradients and {len(biases)} "
             "biases: pass one of each for every layer"
         )
-    return clip_parts([outer_products(*use) for use in zip(inputs, gradients, biases, strict=True)],
-                      clip_norm)  # fmt: skip
+    rule = as_rule(clip_norm)
+    parts = [outer_products(*layer) for layer in zip(inputs, gradients, biases, strict=True)]
+    one_batch = len({len(part.input) for part in parts}) == 1
+    if not (one_batch and all(part.is_matrix() for part in parts)):
+        return clip_parts(parts, rule, range(len(parts)))
+    clipped = clip_matrices(
+        [(part.input.squeeze(1), part.gradient.squeeze(1), part.bias) for part in parts], rule
+    )
+    sums = [
+        [g.t() @ a, g.sum(0)] if part.bias else [g.t() @ a]
+        for part, a, g in zip(parts, clipped.inputs, clipped.gradients, strict=True)
+    ]
+    return ClippedParts(sums, clipped.norms, clipped.nonfinite, rule.sensitivity)
 
 
 def outer_products(a: Tensor, g: Tensor, bias: bool) -> OuterProducts:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dpcomm import _core
 from dpcomm._core import UsageError
+from dpcomm.matrices import clip_matrices
 from dpcomm.parts import Use, parts_of
 from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
@@ -178,34 +178,18 @@ class SampleHooks:
         return Added(clipped.norms, clipped.nonfinite)
 
     def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
-        samples = len(calls[0].input)
-        norms = torch.empty(samples, dtype=torch.float64)
-        weighted: list[tuple[nn.Linear, Tensor, Tensor]] = []
-        uses = []
-        for call in calls:
-            layer = cast(nn.Linear, call.layer)
-            a, g = _rows(call.input), _rows(_gradient(call))
-            clipped = torch.empty(g.shape)
-            weighted.append((layer, a, clipped))
-            uses.append(
-                (a.data_ptr(), a.shape[1], a.stride(0), g.data_ptr(), g.shape[1], g.stride(0),
-                 _has_bias(layer), clipped.data_ptr())
-            )  # fmt: skip
-        nonfinite = _core.ghost_clip(
-            uses,
-            samples,
+        layers = [cast(nn.Linear, call.layer) for call in calls]
+        rule = self.rule.of([self._parameters.layer_of(layer.weight) for layer in layers])
+        matrices = clip_matrices(
+            [
+                (call.input, _gradient(call), _has_bias(layer))
+                for call, layer in zip(calls, layers, strict=True)
+            ],
+            rule,
             scale,
-            self.rule.of(
-                [self._parameters.layer_of(layer.weight) for layer, _, _ in weighted]
-            ).core,
-            norms.data_ptr(),
-            1,  # the threads of torch's pool still spin on the other cores
         )
-        keep = norms.isfinite() if nonfinite else None  # left out, not scaled: 0·NaN is NaN
         written = 0
-        for layer, a, clipped in weighted:
-            if keep is not None:
-                a, clipped = a[keep], clipped[keep]
+        for layer, a, clipped in zip(layers, matrices.inputs, matrices.gradients, strict=True):
             weight = self._parameters.gradient_of(layer.weight)
             weight.addmm_(clipped.t(), a, beta=0 if fresh else 1)
             written += weight.numel()
@@ -221,7 +205,7 @@ class SampleHooks:
             for parameter, owner in self._owners.items():
                 if owner not in used:
                     self._parameters.gradient_of(parameter).zero_()
-        return Added(norms, nonfinite)
+        return Added(matrices.norms, matrices.nonfinite)
 
 
 def _has_bias(layer: nn.Linear) -> bool:
@@ -233,12 +217,6 @@ def _is_matrix(uses: list[Call]) -> bool:
     layer, x = uses[0].layer, uses[0].input
     once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
     return once and type(layer) is nn.Linear and layer.weight.requires_grad
-
-
-def _rows(matrix: Tensor) -> Tensor:
-    """The same, with rows that lie without gaps, apart from each other as they may be."""
-    gaps = matrix.shape[1] > 1 and matrix.stride(1) != 1
-    return matrix.contiguous() if gaps else matrix
 
 
 def _gradient(call: Call) -> Tensor:

@@ -111,7 +111,6 @@ def test_a_sample_that_is_not_finite_adds_nothing_and_is_counted(shape, value):
     a[0].view(-1)[-1] = value
     clipped = dpcomm.clip_linear(a, g, 2.0)
     assert clipped.nonfinite == 1
-    assert clipped.factors[0] == 0
     torch.testing.assert_close(flat(clipped), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -34,8 +34,12 @@ HEADERS = {
 # package -> the only modules that may import it
 PACKAGES = {
     "torch": {
-        *(f"dpcomm/{n}.py" for n in ("backend", "ddp", "distributed", "ghost", "hooks", "opacus")),
-        *(f"dpcomm/{n}.py" for n in ("loader", "nccl", "parts", "private", "torch", "torch_ops")),
+        *(
+            f"dpcomm/{n}.py"
+            for n in ("backend", "ddp", "distributed", "ghost", "hooks", "matrices")
+        ),
+        *(f"dpcomm/{n}.py" for n in ("loader", "nccl", "opacus", "parts", "private", "torch")),
+        "dpcomm/torch_ops.py",
         "dpcomm/bench/gpu.py",
         "dpcomm/bench/peers.py",
         *(

@@ -25,33 +25,88 @@ namespace {
 
 constexpr std::array<std::string_view, 4> kNames = {"sum", "mean", "max", "min"};
 
-// The sums of a piece stay in the first-level cache while the streams pass by.
-constexpr std::size_t kPiece = 1024;
+// What waits for more addends, or to be copied, stays in the first-level cache.
+constexpr std::size_t kPieceBytes = 8192;
+constexpr std::size_t kFused = 4;  // streams that one loop reads
 
+// One loop over some of the streams: to[i] = sums[i] op parts[0][i] op …, or without sums where
+// these are the first streams.
+template <class T, class Op, bool kScaled>
+struct Fusion {
+  using W = typename Wide<T>::type;
+
+  const T* const* parts;
+  const double* scales;
+  std::size_t begin;
+  std::size_t length;
+
+  template <std::size_t kStreams, class To>
+  void run(const W* sums, To* to) const {
+    sums ? loop<kStreams, true>(sums, to) : loop<kStreams, false>(sums, to);
+  }
+
+  template <std::size_t kStreams, bool kSums, class To>
+  void loop(const W* sums, To* to) const {
+    const T* from[kStreams];
+    W by[kStreams];
+    for (std::size_t k = 0; k < kStreams; ++k) {
+      from[k] = parts[k] + begin;
+      by[k] = kScaled ? static_cast<W>(scales[k]) : W{1};
+    }
+#pragma GCC ivdep  // `to` may be a part: each element is read before it is written
+    for (std::size_t i = 0; i < length; ++i) {
+      W sum = load(from[0][i], by[0]);
+      if constexpr (kSums) sum = Op::apply(sums[i], sum);
+#pragma GCC unroll 4
+      for (std::size_t k = 1; k < kStreams; ++k) sum = Op::apply(sum, load(from[k][i], by[k]));
+      if constexpr (std::is_same_v<To, W>) {
+        to[i] = sum;
+      } else {
+        to[i] = Wide<T>::store(sum);
+      }
+    }
+  }
+
+  static W load(T value, [[maybe_unused]] W scale) {
+    if constexpr (kScaled) return Wide<T>::load(Wide<T>::store(scale * Wide<T>::load(value)));
+    return Wide<T>::load(value);
+  }
+};
+
+// The first result is written in passing, the others are copied from the cache: memcpy takes lines
+// from another core several times faster than single stores do.
 template <class T, class Op, bool kScaled>
 DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, const double* scales,
                                  T* const* outs, std::size_t copies, std::size_t count) {
   using W = typename Wide<T>::type;
-  const auto load = [](T value, [[maybe_unused]] W scale) {
-    if constexpr (kScaled) return Wide<T>::load(Wide<T>::store(scale * Wide<T>::load(value)));
-    return Wide<T>::load(value);
-  };
-  const auto scale_of = [&](std::size_t stream) {
-    return kScaled ? static_cast<W>(scales[stream]) : W{1};
-  };
-  W sums[kPiece];
+  constexpr std::size_t kPiece = kPieceBytes / sizeof(W);
+  alignas(64) W sums[kPiece];
   for (std::size_t begin = 0; begin < count; begin += kPiece) {
-    const std::size_t length = std::min(kPiece, count - begin);
-    const W first = scale_of(0);
-    for (std::size_t i = 0; i < length; ++i) sums[i] = load(parts[0][begin + i], first);
-    for (std::size_t stream = 1; stream < streams; ++stream) {
-      const T* part = parts[stream] + begin;
-      const W scale = scale_of(stream);
-      for (std::size_t i = 0; i < length; ++i) sums[i] = Op::apply(sums[i], load(part[i], scale));
+    Fusion<T, Op, kScaled> next{parts, scales, begin, std::min(kPiece, count - begin)};
+    std::size_t left = streams;
+    const W* so_far = nullptr;
+    for (; left > kFused; left -= kFused) {
+      next.template run<kFused>(so_far, sums);
+      so_far = sums;
+      next.parts += kFused;
+      next.scales += kScaled ? kFused : 0;
     }
-    for (std::size_t copy = 0; copy < copies; ++copy) {
-      T* out = outs[copy] + begin;
-      for (std::size_t i = 0; i < length; ++i) out[i] = Wide<T>::store(sums[i]);
+    T* const to = outs[0] + begin;
+    switch (left) {
+      case 1:
+        next.template run<1>(so_far, to);
+        break;
+      case 2:
+        next.template run<2>(so_far, to);
+        break;
+      case 3:
+        next.template run<3>(so_far, to);
+        break;
+      default:
+        next.template run<4>(so_far, to);
+    }
+    for (std::size_t copy = 1; copy < copies; ++copy) {
+      std::memcpy(outs[copy] + begin, to, next.length * sizeof(T));
     }
   }
 }

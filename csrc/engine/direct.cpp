@@ -28,6 +28,9 @@ bool Direct::one_result() const {
   return stamp_->operation == Operation::kAllReduce || stamp_->operation == Operation::kReduce;
 }
 
+// Of two ranks each reads the other's input as fast as it would read a result.
+bool Direct::sliced() const { return one_result() && (size_ > 2 || call_->epilogue); }
+
 bool Direct::gives(int rank) const {
   return stamp_->operation != Operation::kBroadcast || rank == stamp_->root;
 }
@@ -83,7 +86,8 @@ void Direct::run_in_place() {
   for (int peer = 0; scaled && peer < size_; ++peer) scales_.push_back(buffers(peer).scale);
   see(0, stamp_->count, [&](int peer) { return memory_.at(buffers(peer).input); });
   results_.clear();
-  for (int peer = 0; one_result() && peer < size_; ++peer) {
+  for (int step = 0; one_result() && step < size_; ++step) {  // one's own first
+    const int peer = (rank_ + step) % size_;
     if (takes(peer)) results_.push_back(memory_.at(buffers(peer).output));
   }
 
@@ -91,24 +95,22 @@ void Direct::run_in_place() {
     take(0, stamp_->count);
   } else if (memory_.crowded() && stamp_->count * width_ < kFixedSlices && !call_->epilogue) {
     // Whoever is on a core takes the next piece; but an epilogue finds its own elements each time.
-    const std::size_t piece = kPieceBytes / width_;
+    const std::size_t share = stamp_->count * width_ / (2 * size_);
+    const std::size_t piece = std::clamp(share, kPieceBytes / 8, kPieceBytes) / width_;
     for (;;) {
       const std::size_t begin = memory_.take_ticket() * piece;
       if (begin >= stamp_->count) break;
       reduce(begin, std::min(piece, stamp_->count - begin));
     }
   } else {
-    slice(0, stamp_->count);
+    const Range own = slice(rank_, stamp_->count);
+    reduce_all(own.begin, own.end - own.begin);
   }
   memory_.meet(*stamp_);
 }
 
 // One meeting a window: while a window is worked on, the next is already copied in.
 void Direct::run_staged() {
-  const std::size_t windows = (stamp_->count + window() - 1) / window();
-  // Of two ranks each reads the other's half as fast as it would read a result.
-  const bool sliced = one_result() && (size_ > 2 || call_->epilogue);
-
   bool all_gave = true;
   for (int peer = 0; peer < size_; ++peer) {
     all_gave &= memory_.entry(peer).buffers.input == SharedMemory::kPrivate;
@@ -117,42 +119,89 @@ void Direct::run_staged() {
     if (memory_.entry(rank_).buffers.input != SharedMemory::kPrivate) give_window(0);
     memory_.meet(*stamp_);
   }
+  if (call_->scale != 1) {
+    scales_.assign(size_, 1);
+    scales_[rank_] = call_->scale;
+  }
+  const std::size_t windows = (stamp_->count + window() - 1) / window();
+  sliced() ? reduce_windows(windows) : take_windows(windows);
+  windows_ += windows;
+}
+
+void Direct::take_windows(std::size_t windows) {
   for (std::size_t w = 0; w < windows; ++w) {
-    const std::size_t begin = w * window();
-    const std::size_t count = std::min(window(), stamp_->count - begin);
-    const int half = static_cast<int>(w % 2);
-    see(begin, count, [&](int peer) { return memory_.staging(peer, half); });
-    if (sliced) {
-      results_.clear();
-      for (int peer = 0; peer < size_; ++peer) {
-        if (takes(peer)) results_.push_back(memory_.staging(peer, half));
-      }
-      slice(begin, count);
-    } else if (takes(rank_)) {
-      take(begin, count);
-    }
-    if (w + 1 < windows) give_window(w + 1);
+    see_window(w);
+    if (takes(rank_)) take(w * window(), window_count(w));
+    if (w + 1 == windows) break;  // what peers still read is not written in the next collective
+    give_window(w + 1);
     memory_.meet(*stamp_);
-    if (sliced && takes(rank_)) {
-      copy_bytes(static_cast<std::byte*>(call_->out) + begin * width_, memory_.staging(rank_, half),
-                 count * width_);
-    }
   }
 }
 
-// Elements of a block that go through a half of the staging memory at once.
+// Each rank works out its slice of a window, and copies those of the others one window later.
+void Direct::reduce_windows(std::size_t windows) {
+  for (std::size_t w = 0; w < windows; ++w) {
+    see_window(w);
+    results_.clear();
+    if (takes(rank_)) results_.push_back(static_cast<std::byte*>(call_->out) + origin_ * width_);
+    results_.push_back(staging(rank_, w));
+    const Range own = slice(rank_, window_count(w));
+    reduce_all(w * window() + own.begin, own.end - own.begin);
+    if (w > 0) gather_window(w - 1);
+    if (w + 1 < windows) give_window(w + 1);
+    memory_.meet(*stamp_);
+  }
+  gather_window(windows - 1);
+}
+
+// What the others gave, and this rank's own input where it lies, which is nearer.
+void Direct::see_window(std::size_t index) {
+  const std::size_t begin = index * window();
+  see(begin, window_count(index), [&](int peer) { return staging(peer, index); });
+  const std::size_t block = parted() ? rank_ * stamp_->count : 0;
+  if (gives(rank_)) {
+    inputs_[rank_] = static_cast<const std::byte*>(call_->data) + (block + begin) * width_;
+  }
+}
+
+void Direct::gather_window(std::size_t index) {
+  if (!takes(rank_)) return;
+  auto* const out = static_cast<std::byte*>(call_->out) + index * window() * width_;
+  for (int step = 1; step < size_; ++step) {
+    const int peer = (rank_ + step) % size_;
+    const Range theirs = slice(peer, window_count(index));
+    copy_bytes(out + theirs.begin * width_, staging(peer, index) + theirs.begin * width_,
+               (theirs.end - theirs.begin) * width_);
+  }
+}
+
+// Elements of a block that go through a slot of the staging memory at once.
 std::size_t Direct::window() const {
-  return std::max<std::size_t>(1, SharedMemory::kStagingBytes / input_bytes(kGrain)) * kGrain;
+  return std::max<std::size_t>(1, SharedMemory::kSlotBytes / input_bytes(kGrain)) * kGrain;
+}
+
+std::size_t Direct::window_count(std::size_t index) const {
+  return std::min(window(), stamp_->count - index * window());
+}
+
+// Slots are taken in turn, over all collectives: the one that is written was read by everybody
+// before the latest meeting.
+std::byte* Direct::staging(int rank, std::size_t index) const {
+  return memory_.staging(rank, static_cast<int>((windows_ + index) % SharedMemory::kSlots));
 }
 
 void Direct::give_window(std::size_t index) {
-  const std::size_t begin = index * window();
   if (!gives(rank_)) return;
-  give(memory_.staging(rank_, static_cast<int>(index % 2)), begin,
-       std::min(window(), stamp_->count - begin));
+  const std::size_t begin = index * window();
+  const std::size_t count = window_count(index);
+  std::byte* const to = staging(rank_, index);
+  if (!sliced()) return give(to, begin, count);
+  const Range own = slice(rank_, count);
+  give(to, begin, own.begin);
+  give(to + own.end * width_, begin + own.end, count - own.end);
 }
 
-// The elements [begin, begin + count) of each block of this rank's input.
+// The elements [begin, begin + count) of each block of this rank's input, scaled.
 void Direct::give(std::byte* to, std::size_t begin, std::size_t count) {
   const auto* const data = static_cast<const std::byte*>(call_->data);
   for (int block = 0; block < (parted() ? size_ : 1); ++block) {
@@ -171,12 +220,11 @@ void Direct::see(std::size_t begin, std::size_t count, Where where) {
   }
 }
 
-// This rank's share of the elements [begin, begin + count) of the one result.
-void Direct::slice(std::size_t begin, std::size_t count) {
+// The share of `rank` in `count` elements.
+Direct::Range Direct::slice(int rank, std::size_t count) const {
   const std::size_t grains = (count + kGrain - 1) / kGrain;
-  const std::size_t first = std::min(count, grains * rank_ / size_ * kGrain);
-  const std::size_t last = std::min(count, grains * (rank_ + 1) / size_ * kGrain);
-  reduce_all(begin + first, last - first);
+  return {std::min(count, grains * rank / size_ * kGrain),
+          std::min(count, grains * (rank + 1) / size_ * kGrain)};
 }
 
 void Direct::reduce_all(std::size_t begin, std::size_t count) {
@@ -196,7 +244,7 @@ void Direct::reduce(std::size_t begin, std::size_t count) {
     combine(stamp_->dtype, stamp_->redop, parts_, outs_, count, scales_);
     return;
   }
-  void* const first = outs_.size() > 1 ? outs_[rank_] : outs_[0];
+  void* const first = outs_[0];
   combine(stamp_->dtype, stamp_->redop, parts_, {&first, 1}, count, scales_);
   complete(first, begin, count);
   for (void* out : outs_) copy_bytes(out, first, count * width_);

@@ -26,21 +26,34 @@ class Direct {
  private:
   bool parted() const;         // an input has a block for each rank
   bool one_result() const;     // which is the same wherever it is wanted
+  bool sliced() const;         // ranks share the work of it
   bool gives(int rank) const;  // has an input
   bool takes(int rank) const;  // wants the result
+
+  struct Range {
+    std::size_t begin;
+    std::size_t end;
+  };
 
   void run_posted();
   void run_in_place();
   void run_staged();
   bool visible();
   std::size_t input_bytes(std::size_t count) const;
+
+  void take_windows(std::size_t windows);
+  void reduce_windows(std::size_t windows);
   std::size_t window() const;
+  std::size_t window_count(std::size_t index) const;
+  std::byte* staging(int rank, std::size_t index) const;
   void give_window(std::size_t index);
+  void see_window(std::size_t index);
+  void gather_window(std::size_t index);
   void give(std::byte* to, std::size_t begin, std::size_t count);
   template <class Where>
   void see(std::size_t begin, std::size_t count, Where where);
 
-  void slice(std::size_t begin, std::size_t count);
+  Range slice(int rank, std::size_t count) const;
   void reduce_all(std::size_t begin, std::size_t count);
   void reduce(std::size_t begin, std::size_t count);
   void take(std::size_t begin, std::size_t count);
@@ -50,6 +63,7 @@ class Direct {
   SharedMemory& memory_;
   int rank_;
   int size_;
+  std::size_t windows_ = 0;  // that went through staging memory
 
   // Of the present call.
   const Stamp* stamp_ = nullptr;

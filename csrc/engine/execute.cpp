@@ -1,6 +1,7 @@
 #include "engine/execute.hpp"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -33,16 +34,21 @@ class Execution {
   void run() {
     // All of it before the first message: to allocate may wait for the device.
     std::size_t staged = 0;
-    for (const Round& round : schedule_.rounds) staged = std::max(staged, staged_bytes(round, 0));
+    for (const Round& round : schedule_.rounds) {
+      staged = std::max(staged, std::min<std::size_t>(segments_of(round), 2) * staged_bytes(round));
+    }
     stage_ = staging_.at_least(staged);
     for (const Round& round : schedule_.rounds) {
       ++stamp_.round;
-      std::size_t segments = 0;
-      for (const Send& send : round.sends) segments = std::max(segments, pieces(send.blocks));
-      for (const Receive& receive : round.receives) {
-        segments = std::max(segments, pieces(receive.blocks));
+      const std::size_t segments = segments_of(round);
+      begin(round, 0);
+      for (std::size_t index = 0; index < segments; ++index) {
+        // The next segment is on its way while this one is added.
+        if (index + 1 < segments) begin(round, index + 1);
+        Step& step = steps_[index % 2];
+        step.flight->finish();
+        add(step.addends);
       }
-      for (std::size_t index = 0; index < segments; ++index) exchange(round, index);
       complete(round.completes);
     }
   }
@@ -54,6 +60,14 @@ class Execution {
     std::size_t count;
     int rank;
     const std::byte* data;
+  };
+
+  // A segment of a round.
+  struct Step {
+    std::vector<Outgoing> sends;
+    std::vector<Incoming> receives;
+    std::vector<Addend> addends;
+    std::unique_ptr<Flight> flight;
   };
 
   std::size_t start(int block) const {
@@ -78,48 +92,58 @@ class Execution {
     return static_cast<std::byte*>(buffer_.data) + element * size_;
   }
 
-  void exchange(const Round& round, std::size_t index) {
-    sends_.clear();
-    receives_.clear();
-    addends_.clear();
+  std::size_t segments_of(const Round& round) const {
+    std::size_t segments = 0;
+    for (const Send& send : round.sends) segments = std::max(segments, pieces(send.blocks));
+    for (const Receive& receive : round.receives) {
+      segments = std::max(segments, pieces(receive.blocks));
+    }
+    return segments;
+  }
+
+  void begin(const Round& round, std::size_t index) {
+    Step& step = steps_[index % 2];
+    step.sends.clear();
+    step.receives.clear();
+    step.addends.clear();
     for (const Send& send : round.sends) {
       if (index >= pieces(send.blocks)) continue;
       const Range part = piece(send.blocks, index);
-      sends_.push_back({send.peer, at(part.begin), part.count() * size_});
+      step.sends.push_back({send.peer, at(part.begin), part.count() * size_});
     }
-    std::byte* stage = stage_;
+    std::byte* stage = stage_ + index % 2 * staged_bytes(round);
     for (const Receive& receive : round.receives) {
       if (index >= pieces(receive.blocks)) continue;
       const Range part = piece(receive.blocks, index);
       const std::size_t bytes = part.count() * size_;
       if (receive.combine == Combine::kCopy) {
-        receives_.push_back({receive.peer, at(part.begin), bytes});
+        step.receives.push_back({receive.peer, at(part.begin), bytes});
       } else {
-        receives_.push_back({receive.peer, stage, bytes});
-        addends_.push_back({part.begin, part.count(), receive.peer, stage});
+        step.receives.push_back({receive.peer, stage, bytes});
+        step.addends.push_back({part.begin, part.count(), receive.peer, stage});
         stage += bytes;
       }
     }
-    transport_.exchange(stamp_, sends_, receives_);
-    add();
+    step.flight = transport_.begin(stamp_, step.sends, step.receives);
   }
 
-  std::size_t staged_bytes(const Round& round, std::size_t index) const {
+  // By one segment, of which the first is a longest.
+  std::size_t staged_bytes(const Round& round) const {
     std::size_t bytes = 0;
     for (const Receive& receive : round.receives) {
-      if (receive.combine == Combine::kAdd) bytes += piece(receive.blocks, index).count() * size_;
+      if (receive.combine == Combine::kAdd) bytes += piece(receive.blocks, 0).count() * size_;
     }
     return bytes;
   }
 
   // Adds up all that came for the same elements in one pass, in the order of ranks, one's own part
   // in its own place.
-  void add() {
-    std::sort(addends_.begin(), addends_.end(), [](const Addend& a, const Addend& b) {
+  void add(std::vector<Addend>& addends) {
+    std::sort(addends.begin(), addends.end(), [](const Addend& a, const Addend& b) {
       return std::tie(a.begin, a.rank) < std::tie(b.begin, b.rank);
     });
-    for (auto first = addends_.begin(); first != addends_.end();) {
-      const auto last = std::find_if(first, addends_.end(),
+    for (auto first = addends.begin(); first != addends.end();) {
+      const auto last = std::find_if(first, addends.end(),
                                      [&](const Addend& a) { return a.begin != first->begin; });
       void* const own = at(first->begin);
       parts_.clear();
@@ -151,9 +175,7 @@ class Execution {
   std::byte* stage_ = nullptr;
   std::size_t size_;     // bytes of an element
   std::size_t segment_;  // elements
-  std::vector<Outgoing> sends_;
-  std::vector<Incoming> receives_;
-  std::vector<Addend> addends_;
+  std::array<Step, 2> steps_;
   std::vector<const void*> parts_;
 };
 

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/env.hpp"
+#include "transport/cores.hpp"
 
 namespace dpcomm::mpi {
 namespace {
@@ -130,56 +131,12 @@ class MpiTransport final : public Transport {
 
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override {
-    check_failure();
-    packets_.resize(std::max(packets_.size(), sends.size() + receives.size()));
-    Packet* packet = packets_.data();
-    std::vector<const Incoming*> headed;
-    Pending headers, rest;
-    for (const Incoming& receive : receives) {
-      const bool first =
-          std::exchange(headed_from_[receive.peer], stamp.sequence) != stamp.sequence;
-      if (first) {
-        // Room for more than is expected, so that a longer message can be named.
-        check(MPI_Irecv(packet++, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, comm_,
-                        headers.add(receive.peer)),
-              "MPI_Irecv");
-        headed.push_back(&receive);
-      }
-      if (!first || receive.bytes > kInline) {
-        check(MPI_Irecv(receive.data, int_of(receive.bytes), MPI_BYTE, receive.peer, kData, comm_,
-                        rest.add(receive.peer)),
-              "MPI_Irecv");
-      }
-    }
-    for (const Outgoing& send : sends) {
-      const bool first = std::exchange(headed_to_[send.peer], stamp.sequence) != stamp.sequence;
-      if (first) {
-        packet->header = {stamp, send.bytes};
-        std::size_t length = sizeof(Header);
-        if (send.bytes <= kInline) {
-          if (send.bytes > 0) std::memcpy(packet->payload.data(), send.data, send.bytes);
-          length += send.bytes;
-        }
-        check(MPI_Isend(packet++, int_of(length), MPI_BYTE, send.peer, kHeader, comm_,
-                        rest.add(send.peer)),
-              "MPI_Isend");
-      }
-      if (!first || send.bytes > kInline) {
-        check(MPI_Isend(send.data, int_of(send.bytes), MPI_BYTE, send.peer, kData, comm_,
-                        rest.add(send.peer)),
-              "MPI_Isend");
-      }
-    }
-    // Headers first: a message that is not the expected one is found before its data is awaited.
-    wait(stamp, headers);
-    for (std::size_t i = 0; i < headed.size(); ++i) {
-      const Incoming& receive = *headed[i];
-      check_same(stamp, receive.bytes, packets_[i].header, job_rank(receive.peer));
-      if (receive.bytes > 0 && receive.bytes <= kInline) {
-        std::memcpy(receive.data, packets_[i].payload.data(), receive.bytes);
-      }
-    }
-    wait(stamp, rest);
+    Messages(*this, stamp, sends, receives).finish();
+  }
+
+  std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
+                                std::span<const Incoming> receives) override {
+    return std::make_unique<Messages>(*this, stamp, sends, receives);
   }
 
   std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override {
@@ -231,6 +188,74 @@ class MpiTransport final : public Transport {
   }
 
  private:
+  class Messages final : public Flight {
+   public:
+    Messages(MpiTransport& over, const Stamp& stamp, std::span<const Outgoing> sends,
+             std::span<const Incoming> receives)
+        : over_(over), stamp_(stamp) {
+      over_.check_failure();
+      over_.packets_.resize(std::max(over_.packets_.size(), sends.size() + receives.size()));
+      packet_ = over_.packets_.data();
+      for (const Incoming& receive : receives) post(receive);
+      for (const Outgoing& send : sends) post(send);
+    }
+
+    // Headers first: a message that is not the expected one is found before its data is awaited.
+    void finish() override {
+      over_.wait(stamp_, headers_);
+      for (const auto& [receive, packet] : headed_) {
+        check_same(stamp_, receive.bytes, packet->header, over_.job_rank(receive.peer));
+        if (receive.bytes > 0 && receive.bytes <= kInline) {
+          std::memcpy(receive.data, packet->payload.data(), receive.bytes);
+        }
+      }
+      over_.wait(stamp_, rest_);
+    }
+
+   private:
+    void post(const Incoming& receive) {
+      std::uint64_t& latest = over_.headed_from_[receive.peer];
+      const bool first = std::exchange(latest, stamp_.sequence) != stamp_.sequence;
+      if (first) {
+        // Room for more than is expected, so that a longer message can be named.
+        check(MPI_Irecv(packet_, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, over_.comm_,
+                        headers_.add(receive.peer)),
+              "MPI_Irecv");
+        headed_.emplace_back(receive, packet_++);
+      }
+      if (first && receive.bytes <= kInline) return;
+      check(MPI_Irecv(receive.data, int_of(receive.bytes), MPI_BYTE, receive.peer, kData,
+                      over_.comm_, rest_.add(receive.peer)),
+            "MPI_Irecv");
+    }
+
+    void post(const Outgoing& send) {
+      std::uint64_t& latest = over_.headed_to_[send.peer];
+      const bool first = std::exchange(latest, stamp_.sequence) != stamp_.sequence;
+      if (first) {
+        packet_->header = {stamp_, send.bytes};
+        std::size_t length = sizeof(Header);
+        if (send.bytes <= kInline) {
+          if (send.bytes > 0) std::memcpy(packet_->payload.data(), send.data, send.bytes);
+          length += send.bytes;
+        }
+        check(MPI_Isend(packet_++, int_of(length), MPI_BYTE, send.peer, kHeader, over_.comm_,
+                        rest_.add(send.peer)),
+              "MPI_Isend");
+      }
+      if (first && send.bytes <= kInline) return;
+      check(MPI_Isend(send.data, int_of(send.bytes), MPI_BYTE, send.peer, kData, over_.comm_,
+                      rest_.add(send.peer)),
+            "MPI_Isend");
+    }
+
+    MpiTransport& over_;
+    Stamp stamp_;
+    Packet* packet_;  // the next; only the first round of a collective needs any
+    std::vector<std::pair<Incoming, const Packet*>> headed_;
+    Pending headers_, rest_;
+  };
+
   void wait(const Stamp& stamp, Pending& pending) {
     Clock::time_point since{};
     for (int looks = 0; !pending.done(); ++looks) {
@@ -290,20 +315,19 @@ class MpiTransport final : public Transport {
   std::vector<std::uint64_t> headed_from_;
 };
 
-// Ranks on this host.
-int neighbours() {
+// Whether ranks of this host must share cores. Collective.
+bool crowded_host() {
   MPI_Comm host;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
         "MPI_Comm_split_type");
-  int count = 0;
-  MPI_Comm_size(host, &count);
+  int ranks = 0;
+  MPI_Comm_size(host, &ranks);
+  const cpu_set_t own = own_cores();
+  std::vector<cpu_set_t> all(ranks);
+  check(MPI_Allgather(&own, sizeof(own), MPI_BYTE, all.data(), sizeof(own), MPI_BYTE, host),
+        "MPI_Allgather");
   MPI_Comm_free(&host);
-  return count;
-}
-
-int cores() {
-  cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  return crowded(all);
 }
 
 }  // namespace
@@ -383,7 +407,7 @@ std::shared_ptr<Transport> transport(double timeout) {
   MPI_Comm comm;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
   check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  return std::make_shared<MpiTransport>(comm, rank(), size(), neighbours() > cores(), timeout);
+  return std::make_shared<MpiTransport>(comm, rank(), size(), crowded_host(), timeout);
 }
 
 }  // namespace dpcomm::mpi

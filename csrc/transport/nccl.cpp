@@ -77,7 +77,7 @@ void NcclTransport::open(const Stamp& stamp) {
 
 void NcclTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                              std::span<const Incoming> receives) {
-  begin(stamp);
+  enter(stamp);
   check(stamp, library_.group_start(), "ncclGroupStart");
   for (const Outgoing& send : sends) {
     if (send.bytes == 0) continue;
@@ -97,7 +97,7 @@ void NcclTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends
 
 void NcclTransport::reduce_scatter(const Stamp& stamp, const void* data, void* shard,
                                    std::size_t count) {
-  begin(stamp);
+  enter(stamp);
   settle(stamp,
          library_.reduce_scatter(data, shard, count, type_of(stamp.dtype),
                                  reduction_of(stamp.redop), comm_, device_->stream()),
@@ -106,7 +106,7 @@ void NcclTransport::reduce_scatter(const Stamp& stamp, const void* data, void* s
 
 void NcclTransport::all_gather(const Stamp& stamp, const void* shard, void* out,
                                std::size_t count) {
-  begin(stamp);
+  enter(stamp);
   settle(stamp,
          library_.all_gather(shard, out, count, type_of(stamp.dtype), comm_, device_->stream()),
          "ncclAllGather");
@@ -119,7 +119,7 @@ void NcclTransport::finish(const Stamp& stamp) {
   meet(stamp);
 }
 
-void NcclTransport::begin(const Stamp& stamp) {
+void NcclTransport::enter(const Stamp& stamp) {
   check_failure();
   if (std::exchange(met_, stamp.sequence) != stamp.sequence) meet(stamp);
 }

@@ -39,7 +39,7 @@ class NcclTransport final : public Transport, public Vendor {
 
  private:
   void open(const Stamp& stamp);
-  void begin(const Stamp& stamp);
+  void enter(const Stamp& stamp);
   void meet(Stamp stamp);
   template <class Look>
   void wait(const Stamp& stamp, Look look);

@@ -1,6 +1,5 @@
 #include "transport/segment.hpp"
 
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <new>
+#include <vector>
 
 #include "base/error.hpp"
 
@@ -31,11 +31,6 @@ std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096
 std::size_t physical_memory() {
   return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 4096 *
          4096;
-}
-
-int cores() {
-  cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
 // Fields 3 (state) and 22 (start time) of /proc/PID/stat; state 'X' where there is no such process.
@@ -91,7 +86,7 @@ std::shared_ptr<Segment> Segment::of_threads(int size) {
   DPCOMM_CHECK(base != MAP_FAILED, EnvironmentError, "cannot map ", bytes, " bytes for ", size,
                " ranks: ", std::strerror(errno));
   std::shared_ptr<Segment> segment(new Segment(static_cast<std::byte*>(base), size, true));
-  segment->crowded_ = size > cores();
+  segment->crowded_ = dpcomm::crowded(std::vector<cpu_set_t>(size, own_cores()));
   return segment;
 }
 
@@ -107,12 +102,12 @@ std::shared_ptr<Segment> Segment::of_processes(const Meeting& meeting) {
   std::shared_ptr<Segment> segment(new Segment(static_cast<std::byte*>(base), meeting.size, false));
   Member& self = segment->member(meeting.rank);
   self.born = look_up(::getpid()).born;
-  self.cores = cores();
+  self.cores = own_cores();
   self.pid = ::getpid();
   segment->await_members(meeting);
-  for (int rank = 0; rank < meeting.size; ++rank) {
-    segment->crowded_ |= meeting.size > segment->member(rank).cores;
-  }
+  std::vector<cpu_set_t> cores;
+  for (int rank = 0; rank < meeting.size; ++rank) cores.push_back(segment->member(rank).cores);
+  segment->crowded_ = dpcomm::crowded(cores);
   return segment;
 }
 

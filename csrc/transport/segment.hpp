@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "transport/bell.hpp"
+#include "transport/cores.hpp"
 #include "transport/rendezvous.hpp"
 #include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
@@ -17,11 +18,11 @@ namespace dpcomm {
 // What a rank shows to its peers.
 struct alignas(64) Member {
   std::atomic<std::int32_t> pid{0};    // what is shown with it is there once this is
-  std::atomic<std::int32_t> cores{0};  // that it may run on
   std::atomic<std::uint64_t> born{0};  // start time in ticks since boot: pids are used again
   std::atomic<bool> left{false};
   std::atomic<std::uint64_t> doing{0};  // operation and sequence, see pack_doing()
   Bell bell;
+  cpu_set_t cores;  // that it may run on
 };
 
 // The first failure of any rank, for all to read.
@@ -46,7 +47,6 @@ struct Board {
 
 struct Tickets {
   alignas(64) std::atomic<std::uint64_t> next[2]{};
-  alignas(64) std::atomic<std::uint64_t> arrived{0};  // at all gatherings so far, of all ranks
 };
 
 // The memory that the ranks of one host share: members, the failure, a stream for each ordered
@@ -62,8 +62,7 @@ class Segment {
   Segment& operator=(const Segment&) = delete;
 
   int size() const { return size_; }
-  // More ranks than some rank has cores. It selects algorithms, so all ranks must find the same,
-  // and where they are pinned differently they see different cores.
+  // Ranks must share cores. The same on all ranks, for it selects algorithms.
   bool crowded() const { return crowded_; }
   Failure& failure() { return *reinterpret_cast<Failure*>(base_); }
   Member& member(int rank) { return members()[rank]; }

@@ -40,7 +40,8 @@ struct alignas(64) Entry {
 class SharedMemory {
  public:
   static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
-  static constexpr std::size_t kStagingBytes = std::size_t{256} << 10;
+  static constexpr int kSlots = 4;
+  static constexpr std::size_t kSlotBytes = std::size_t{128} << 10;
 
   // What peers find [data, data + bytes) by; kPrivate where they cannot see it.
   virtual std::uint64_t token(const void* data, std::size_t bytes) const = 0;
@@ -54,8 +55,8 @@ class SharedMemory {
   virtual void meet(const Stamp& stamp) = 0;
   // 0, 1, 2, … over all ranks, from 0 in each direct collective.
   virtual std::uint64_t take_ticket() = 0;
-  // Two halves a rank, kStagingBytes each, for buffers that peers cannot see.
-  virtual std::byte* staging(int rank, int half) = 0;
+  // kSlots a rank, of kSlotBytes each, for buffers that peers cannot see.
+  virtual std::byte* staging(int rank, int slot) = 0;
   virtual bool crowded() const = 0;  // more ranks than cores; the same on all ranks
 
   virtual bool sees_all() const = 0;  // any buffer: the ranks are threads

@@ -29,8 +29,8 @@ ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string key, in
       segment_(std::move(segment)),
       key_(std::move(key)),
       threads_(segment_->arena_bytes() == 0),
-      arena_(segment_->arena(rank) + (threads_ ? 0 : 2 * kStagingBytes),
-             threads_ ? 0 : segment_->arena_bytes() - 2 * kStagingBytes),
+      arena_(segment_->arena(rank) + (threads_ ? 0 : kSlots * kSlotBytes),
+             threads_ ? 0 : segment_->arena_bytes() - kSlots * kSlotBytes),
       amid_(size()),
       busy_(size()) {}
 
@@ -269,8 +269,7 @@ void ShmTransport::enter(const Stamp& stamp) {
   ++directs_;
   // Nobody takes tickets of the next collective before this post, nor of the last one after it.
   if (rank() == 0) segment_->tickets().next[(directs_ + 1) % 2].store(0, std::memory_order_relaxed);
-  mine.posted.store(directs_);
-  arrive(directs_ + meetings_);
+  mine.posted.store(directs_, std::memory_order_release);
   await_all(stamp, directs_,
             [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).entries[number % 2].posted;
@@ -283,19 +282,11 @@ void ShmTransport::enter(const Stamp& stamp) {
 }
 
 void ShmTransport::meet(const Stamp& stamp) {
-  segment_->board(rank()).met.store(++meetings_);
-  arrive(directs_ + meetings_);
+  segment_->board(rank()).met.store(++meetings_, std::memory_order_release);
   await_all(stamp, meetings_,
             [](Segment& segment, int peer, std::uint64_t) -> std::atomic<std::uint64_t>& {
               return segment.board(peer).met;
             });
-}
-
-// Only the last to come wakes the others: whoever is woken finds all of them there.
-void ShmTransport::arrive(std::uint64_t gathering) {
-  if (!segment_->crowded()) return ring_all();
-  const std::uint64_t arrived = segment_->tickets().arrived.fetch_add(1) + 1;
-  if (arrived == gathering * size()) ring_all();
 }
 
 void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
@@ -307,6 +298,13 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
     if (peer == size()) return Look::kDone;
     return peer > before ? Look::kMoved : Look::kNothing;
   };
+  // Only who comes last wakes the others: whoever is woken finds all of them there. The first look
+  // is made while our own arrival is still on its way. Behind the fence at least one of those who
+  // come at once sees all.
+  bool last = look() == Look::kDone;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  last = last || look() == Look::kDone;
+  if (last) return ring_all();
   const auto peers = [&](const auto& ask) {
     for (int rest = peer; rest < size(); ++rest) {
       if (counter(*segment_, rest, target).load() < target) ask(rest);

@@ -33,8 +33,8 @@ class ShmTransport final : public Transport, public SharedMemory {
   Entry& entry(int peer) override { return segment_->board(peer).entries[directs_ % 2]; }
   void meet(const Stamp& stamp) override;
   std::uint64_t take_ticket() override { return segment_->tickets().next[directs_ % 2]++; }
-  std::byte* staging(int peer, int half) override {
-    return segment_->arena(peer) + half * kStagingBytes;
+  std::byte* staging(int peer, int slot) override {
+    return segment_->arena(peer) + slot * kSlotBytes;
   }
   bool crowded() const override { return segment_->crowded(); }
   bool sees_all() const override { return threads_; }
@@ -58,7 +58,6 @@ class ShmTransport final : public Transport, public SharedMemory {
   void wait(const Stamp& stamp, LookFn look, PeersFn peers);
   void await_all(const Stamp& stamp, std::uint64_t target,
                  std::atomic<std::uint64_t>& (*counter)(Segment&, int, std::uint64_t));
-  void arrive(std::uint64_t gathering);  // at the so many-th of all meetings and entries
   void ring_all();
   bool move_all(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives);

@@ -1,6 +1,30 @@
 #include "transport/transport.hpp"
 
 namespace dpcomm {
+namespace {
+
+// Where there is nothing to begin ahead of the exchange.
+class Later final : public Flight {
+ public:
+  Later(Transport& transport, const Stamp& stamp, std::span<const Outgoing> sends,
+        std::span<const Incoming> receives)
+      : transport_(transport), stamp_(stamp), sends_(sends), receives_(receives) {}
+
+  void finish() override { transport_.exchange(stamp_, sends_, receives_); }
+
+ private:
+  Transport& transport_;
+  Stamp stamp_;
+  std::span<const Outgoing> sends_;
+  std::span<const Incoming> receives_;
+};
+
+}  // namespace
+
+std::unique_ptr<Flight> Transport::begin(const Stamp& stamp, std::span<const Outgoing> sends,
+                                         std::span<const Incoming> receives) {
+  return std::make_unique<Later>(*this, stamp, sends, receives);
+}
 
 void Transport::set_whole(std::shared_ptr<Transport> whole, const std::vector<int>& members) {
   for (int member : members) job_ranks_.push_back(whole->job_rank(member));

@@ -32,6 +32,17 @@ struct Incoming {
 // Which error the other ranks raise when one has failed.
 enum class FailureKind { kMismatch, kLostPeer, kTimeout };
 
+// A round of messages under way. One that is not finished is given up by its destructor.
+class Flight {
+ public:
+  Flight() = default;
+  virtual ~Flight() = default;
+  Flight(const Flight&) = delete;
+  Flight& operator=(const Flight&) = delete;
+
+  virtual void finish() = 0;  // returns, or raises, as Transport::exchange
+};
+
 // How ranks reach each other: rounds of point-to-point messages. One object a rank and
 // communicator; one call at a time.
 class Transport {
@@ -57,6 +68,11 @@ class Transport {
   // TimeoutError at the deadline, and the error of whichever rank called abort().
   virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
+
+  // Begins what exchange() does at once. Several rounds may be under way, and finish in the order
+  // in which they began; what the spans refer to stays until then.
+  virtual std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
+                                        std::span<const Incoming> receives);
 
   // Returns once what the collective's exchanges moved is there, on every rank. Where messages are
   // in the host's memory, exchange() has seen to that.
