@@ -1,7 +1,7 @@
 """Fifty steps of DistributedDataParallel on dpcomm and on Gloo: ddp.py [forward | backward].
 
-The last rank is killed in that pass of its third step, if one is given: when DDP broadcasts buffers,
-or when its C++ waits for gradients.
+The last rank is killed in that pass of its third step, if one is given: while DDP broadcasts
+buffers, or while its C++ waits for gradients.
 """
 
 from __future__ import annotations
