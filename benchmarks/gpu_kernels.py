@@ -28,6 +28,7 @@ from dpcomm import _core
 KEY = bytes(range(32))
 CLIP_SHAPES = [(256, 1_000_000), (1024, 284_161), (64, 10_000_000)]
 NOISE_COUNT = 100_000_000
+UPDATE_COUNT = 50_000_000
 # Of ChaCha20 for one of the 16 words of a block: 80 quarter rounds of 4 additions, 4 exclusive ors
 # and 4 rotations, and the last addition.
 CHACHA20_OPERATIONS = 80 * 12 / 16 + 1
@@ -141,7 +142,67 @@ def measure() -> list[Record]:
     add("add_noise_", "chacha20", buffers[0], size, chacha20, "integer units", wall, 0.8)
     peer = median_us([lambda b=b: b.add_(torch.randn(NOISE_COUNT, device="cuda")) for b in buffers])
     add("add_noise_", "torch.randn", buffers[0], size, peer)
+
+    # Each number of a rank's shard is read once, and written once where it changes.
+    for name, moved, update in UPDATES:
+        shard = [torch.zeros(UPDATE_COUNT, device="cuda") for _ in range(4)]
+        time_us = median_us([lambda u=update, s=shard: u(*s)])
+        add(name, "philox", shard[0], moved * shard[0].nbytes, time_us, wanted=0.9)
+    add("torch adam", "fused", shard[0], moved * shard[0].nbytes, median_us([torch_adam(*shard)]))
     return found
+
+
+def sgd(gradient: Tensor, parameters: Tensor, *_: Tensor) -> None:
+    dpcomm.sgd_update_(
+        parameters, gradient, lr=0.1, std=1.0, key=KEY, step=1, generator="philox", scale=0.1
+    )
+
+
+def momentum(gradient: Tensor, parameters: Tensor, average: Tensor, _: Tensor) -> None:
+    dpcomm.sgd_update_(
+        parameters, gradient, average, lr=0.1, momentum=0.9, std=1.0, key=KEY, step=1,
+        generator="philox", scale=0.1,
+    )  # fmt: skip
+
+
+def adam(gradient: Tensor, parameters: Tensor, average: Tensor, square: Tensor) -> None:
+    dpcomm.adam_update_(
+        parameters, gradient, average, square, count=1, std=1.0, key=KEY, step=1,
+        generator="philox", scale=0.1,
+    )  # fmt: skip
+
+
+# Name, buffers read or written, and the call.
+UPDATES = [("sgd_update_", 3, sgd), ("momentum", 5, momentum), ("adam_update_", 7, adam)]
+
+
+def torch_adam(gradient: Tensor, parameters: Tensor, *_: Tensor) -> Callable[[], None]:
+    """Noise, scale and step as three of torch's calls."""
+    leaf = torch.nn.Parameter(parameters)
+    optimizer = torch.optim.Adam([leaf], fused=True)
+
+    def call() -> None:
+        leaf.grad = torch.randn_like(gradient).add_(gradient).mul_(0.1)
+        optimizer.step()
+
+    return call
+
+
+def check_updates() -> list[str]:
+    """Where a step differs from the CPU's in a bit."""
+    wrong = []
+    for name, _, update in UPDATES:
+        here = [torch.rand(1_000_003) for _ in range(4)]
+        there = [tensor.cuda() for tensor in here]
+        update(*here)
+        update(*there)
+        differ = sum(
+            int((a.view(torch.int32) != b.cpu().view(torch.int32)).sum())
+            for a, b in zip(here, there, strict=True)
+        )
+        if differ:
+            wrong.append(f"{name}: {differ} numbers differ from the CPU's")
+    return wrong
 
 
 def check() -> list[str]:
@@ -186,7 +247,7 @@ def main() -> int:
         print("gpu_kernels: skipped, torch.cuda.is_available() is false")
         return 0
     torch.manual_seed(1)
-    wrong = check()
+    wrong = check() + check_updates()
     records = measure()
     if arguments.out:
         with open(arguments.out, "w") as file:

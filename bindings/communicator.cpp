@@ -5,10 +5,12 @@
 
 #include <chrono>
 #include <cstring>
+#include <optional>
 
 #include "base/env.hpp"
 #include "base/log.hpp"
 #include "engine/communicator.hpp"
+#include "transport/nccl.hpp"
 #include "transport/routed.hpp"
 #include "transport/shm.hpp"
 
@@ -47,7 +49,7 @@ class Memory {
 
 Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
                     std::string_view dtype, std::string_view op, std::string_view algo = "",
-                    int root = 0, double scale = 1) {
+                    int root = 0, double scale = 1, std::optional<std::uintptr_t> stream = {}) {
   Arguments made{.data = reinterpret_cast<const void*>(data),
                  .out = reinterpret_cast<void*>(out),
                  .count = count,
@@ -56,6 +58,7 @@ Arguments arguments(std::uintptr_t data, std::uintptr_t out, std::size_t count,
                  .root = root,
                  .scale = scale};
   if (!algo.empty()) made.algorithm = algorithm_of(algo);
+  if (stream) made.stream = reinterpret_cast<Stream>(*stream);
   return made;
 }
 
@@ -76,14 +79,15 @@ void bind_collective(py::class_<Communicator>& communicator, const char* name) {
   communicator.def(
       name,
       [](Communicator& self, std::uintptr_t data, std::uintptr_t out, std::size_t count,
-         std::string_view dtype, std::string_view op, std::string_view algo, int root,
-         double scale) {
-        const Arguments made = arguments(data, out, count, dtype, op, algo, root, scale);
+         std::string_view dtype, std::string_view op, std::string_view algo, int root, double scale,
+         std::optional<std::uintptr_t> stream) {
+        const Arguments made = arguments(data, out, count, dtype, op, algo, root, scale, stream);
         const py::gil_scoped_release unlocked;
         (self.*collective)(made);
       },
       py::arg("data"), py::arg("out"), py::arg("count"), py::arg("dtype"), py::arg("op") = "sum",
-      py::arg("algo") = "", py::arg("root") = 0, py::arg("scale") = 1.0);
+      py::arg("algo") = "", py::arg("root") = 0, py::arg("scale") = 1.0,
+      py::arg("stream") = py::none());
 }
 
 }  // namespace
@@ -94,6 +98,14 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("rank", &Transport::rank)
       .def_property_readonly("size", &Transport::size)
       .def_property_readonly("name", &Transport::name);
+
+  py::class_<Device, std::shared_ptr<Device>>(module, "Device",
+                                              "Memory of one kind, and who adds it up.");
+  module.def("host_device", &host_device, "The memory of the CPU.");
+  py::class_<nccl::Library>(module, "NcclLibrary", "NCCL, opened at run time.")
+      .def(py::init(&nccl::Library::open), py::arg("path"),
+           "EnvironmentError where it is missing or too old. DPCOMM_NCCL goes before `path`.")
+      .def_readonly("version", &nccl::Library::version, "23004 is 2.30.4.");
 
   py::class_<Memory, std::shared_ptr<Memory>>(module, "Memory", py::buffer_protocol(),
                                               "Bytes that the peers see, for as long as it lives.")
@@ -137,8 +149,9 @@ void bind_communicator(py::module_& module) {
           "all_reduce_with",
           [](Communicator& self, std::uintptr_t data, std::size_t count, std::string_view dtype,
              std::string_view op, std::string_view algo,
-             std::function<void(std::uintptr_t, std::size_t, std::size_t)> epilogue) {
-            Arguments made = arguments(data, data, count, dtype, op, algo);
+             std::function<void(std::uintptr_t, std::size_t, std::size_t)> epilogue,
+             std::optional<std::uintptr_t> stream) {
+            Arguments made = arguments(data, data, count, dtype, op, algo, 0, 1, stream);
             made.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
               const py::gil_scoped_acquire gil;
               epilogue(reinterpret_cast<std::uintptr_t>(done), offset, length);
@@ -147,7 +160,21 @@ void bind_communicator(py::module_& module) {
             self.all_reduce(made);
           },
           py::arg("data"), py::arg("count"), py::arg("dtype"), py::arg("op"), py::arg("algo"),
-          py::arg("epilogue"), "all_reduce in place, with an epilogue(pointer, offset, count).")
+          py::arg("epilogue"), py::arg("stream") = py::none(),
+          "all_reduce in place, with an epilogue(pointer, offset, count).")
+      .def(
+          "open_nccl",
+          [](Communicator& self, const nccl::Library& library, std::shared_ptr<Device> device,
+             int max_ctas) {
+            const py::gil_scoped_release unlocked;
+            self.open_gpu([&](std::shared_ptr<Transport> host, const Stamp& stamp) {
+              return std::make_shared<NcclTransport>(library, std::move(host), device, max_ctas,
+                                                     stamp);
+            });
+          },
+          py::arg("library"), py::arg("device"), py::arg("max_ctas") = 0,
+          "From now on memory of `device`, which is current, goes over NCCL. Collective.")
+
       .def(
           "allocate",
           [](Communicator& self, std::size_t bytes) {

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "base/cuda.hpp"
+#include "base/device_cuda.hpp"
 #include "clip.hpp"
 #include "memory.hpp"
 #include "privacy/clip_cuda.hpp"
@@ -37,6 +38,39 @@ void bind_cuda(py::module_& module) {
         return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
       },
       "How many GPUs there are; 0 also where there is no driver.");
+  module.def(
+      "combine",
+      [](PyPlace at, const std::string& dtype, const std::string& op,
+         const std::vector<std::uintptr_t>& parts, std::uintptr_t out, std::size_t count) {
+        const Place place = place_of(at);
+        const DeviceGuard guard(place.device);
+        std::vector<const void*> pointers;
+        for (const std::uintptr_t part : parts) pointers.push_back(pointer_to<const void>(part));
+        combine(dtype_of(dtype), redop_of(op), pointers, pointer_to<void>(out), count,
+                place.handle());
+      },
+      py::arg("place"), py::arg("dtype"), py::arg("op"), py::arg("parts"), py::arg("out"),
+      py::arg("count"));
+  module.def(
+      "multiply",
+      [](PyPlace at, const std::string& dtype, std::uintptr_t out, std::uintptr_t data,
+         std::size_t count, double factor) {
+        const Place place = place_of(at);
+        const DeviceGuard guard(place.device);
+        multiply(dtype_of(dtype), pointer_to<void>(out), pointer_to<const void>(data), count,
+                 factor, place.handle());
+      },
+      py::arg("place"), py::arg("dtype"), py::arg("out"), py::arg("data"), py::arg("count"),
+      py::arg("factor"));
+  module.def(
+      "divide",
+      [](PyPlace at, const std::string& dtype, std::uintptr_t data, std::size_t count,
+         double divisor) {
+        const Place place = place_of(at);
+        const DeviceGuard guard(place.device);
+        divide(dtype_of(dtype), pointer_to<void>(data), count, divisor, place.handle());
+      },
+      py::arg("place"), py::arg("dtype"), py::arg("data"), py::arg("count"), py::arg("divisor"));
   module.def(
       "add_noise",
       [](PyPlace at, std::uintptr_t data, std::size_t count, std::uint64_t offset,

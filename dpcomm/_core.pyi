@@ -16,6 +16,7 @@ __all__: list[str] = [
     "Combine",
     "Communicator",
     "Cost",
+    "Device",
     "EnvironmentError",
     "Error",
     "Goal",
@@ -24,6 +25,7 @@ __all__: list[str] = [
     "MismatchError",
     "Mlp",
     "NativeStep",
+    "NcclLibrary",
     "NoiseSpec",
     "Receive",
     "Records",
@@ -47,6 +49,7 @@ __all__: list[str] = [
     "gather",
     "gaussian_pair",
     "ghost_clip",
+    "host_device",
     "local_transports",
     "noise_isas",
     "philox4x32_block",
@@ -321,6 +324,25 @@ class Transport:
     @property
     def size(self) -> int: ...
 
+class Device:
+    """
+    Memory of one kind, and who adds it up.
+    """
+
+class NcclLibrary:
+    """
+    NCCL, opened at run time.
+    """
+    def __init__(self, path: str) -> None:
+        """
+        EnvironmentError where it is missing or too old. DPCOMM_NCCL goes before `path`.
+        """
+    @property
+    def version(self) -> int:
+        """
+        23004 is 2.30.4.
+        """
+
 class Memory:
     """
     Bytes that the peers see, for as long as it lives.
@@ -349,6 +371,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def all_reduce(
         self,
@@ -360,6 +383,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def all_reduce_with(
         self,
@@ -369,6 +393,7 @@ class Communicator:
         op: str,
         algo: str,
         epilogue: collections.abc.Callable[[int, int, int], None],
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None:
         """
         all_reduce in place, with an epilogue(pointer, offset, count).
@@ -383,6 +408,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> Memory:
         """
@@ -399,8 +425,18 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def close(self) -> None: ...
+    def open_nccl(
+        self,
+        library: NcclLibrary,
+        device: Device,
+        max_ctas: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        From now on memory of `device`, which is current, goes over NCCL. Collective.
+        """
     def reduce(
         self,
         data: typing.SupportsInt | typing.SupportsIndex,
@@ -411,6 +447,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def reduce_scatter(
         self,
@@ -422,6 +459,7 @@ class Communicator:
         algo: str = "",
         root: typing.SupportsInt | typing.SupportsIndex = 0,
         scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def set_deterministic(self) -> None: ...
     def split(
@@ -644,6 +682,11 @@ def ghost_clip(
     norms: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex = 1,
 ) -> int: ...
+def host_device() -> Device:
+    """
+    The memory of the CPU.
+    """
+
 def local_transports(
     size: typing.SupportsInt | typing.SupportsIndex,
     timeout: typing.SupportsFloat | typing.SupportsIndex,

@@ -54,14 +54,20 @@ class Communicator:
     does the work, in the order of the calls, while the caller computes on; arrays must be left
     alone until wait().
 
-    Arrays are torch tensors, NumPy arrays or anything with DLPack, contiguous, in the memory of the
-    CPU, of float64, float32, bfloat16, float16, int64, int32 or uint8. The 16-bit types are added
-    in float32. `op` is sum, mean, max or min. Results are the same bits on every rank, and have the
-    type that came in. UsageError, a ValueError, for anything else, before a byte is sent.
+    Arrays are torch tensors, NumPy arrays or anything with DLPack, contiguous, of float64, float32,
+    bfloat16, float16, int64, int32 or uint8. The 16-bit types are added in float32. `op` is sum,
+    mean, max or min. Results are the same bits on every rank, and have the type that came in.
+    UsageError, a ValueError, for anything else, before a byte is sent.
+
+    CUDA tensors go over NCCL, which is opened at the first of them, on torch's current stream; a
+    call returns when every rank's GPU is done, so that nobody goes on with what a dead peer left
+    half summed. `algo` is then "nccl", its own reduce-scatter and all-gather, or any of ours;
+    EnvironmentError, alike on every rank, where NCCL cannot be used. A rank has one GPU.
     """
 
     def __init__(self, core: _core.Communicator, whole: Communicator | None = None) -> None:
         self.core = core
+        self.gpu: int | None = None  # the index of its GPU, once NCCL is open
         self._whole = whole  # that this is a part of: an error on any of its ranks ends it
         self._worker: ThreadPoolExecutor | None = None
         self._thread: int | None = None  # the worker's
@@ -77,7 +83,7 @@ class Communicator:
 
     @property
     def transport(self) -> str:
-        """What carries the messages: local (threads of one process), shm, mpi, or shm+mpi."""
+        """What carries the CPU's messages: local (threads of one process), shm, mpi, or shm+mpi."""
         return self.core.transport
 
     @property
@@ -248,13 +254,27 @@ class Communicator:
         root: int = 0,
         scale: float = 1.0,
     ) -> Any:
-        call = (source.pointer, target.pointer, count, source.dtype, op, algo or "", root, scale)
+        stream = self.stream(source, target)
+        call = (
+            source.pointer, target.pointer, count, source.dtype, op, algo or "", root, scale, stream
+        )  # fmt: skip
         if not async_op:
             self.settle()
             collective(*call)
             return target.source
         in_use = (source.source, target.source)
         return Handle(self.submit(_run_keeping, in_use, collective, call), target.source)
+
+    def stream(self, source: arrays.Array, target: arrays.Array) -> int | None:
+        """The address of the stream that work on a GPU's arrays is for; None for the CPU's.
+
+        Collective where a GPU's are the first of this communicator: it opens NCCL.
+        """
+        if source.device == target.device == "cpu":
+            return None
+        from dpcomm import nccl
+
+        return nccl.stream(self, source, target)
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
         """Calls `work` on the communicator's thread, after all that is in flight.
@@ -289,8 +309,8 @@ class Communicator:
                 f"{name} has strides {described.strides} for shape {described.shape}: "
                 "pass a contiguous one"
             )
-        if described.device != "cpu":
-            raise self._error(f"{name} is on {described.device}: pass one on the CPU")
+        if described.device != "cpu" and not described.device.startswith("cuda"):
+            raise self._error(f"{name} is on {described.device}: pass one on the CPU or a CUDA GPU")
         if written and not described.writable:
             raise self._error(f"{name} is read-only and would be written: give out=, or a copy")
         return described

@@ -248,6 +248,7 @@ class Work(_Work):
         try:
             work()
         except BaseException as error:  # raised where somebody waits
+            launch.remember(error)
             self._done.set_exception(error)
         else:
             self._done.set_result(self._result)

@@ -58,6 +58,7 @@ class Terminated(KeyboardInterrupt):
 
 _meetings = 0  # calls of init() so far: all ranks count alike
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
+_raised: _core.Error | None = None  # the first that was given to a waiter outside of Python
 _mpi: ModuleType | None = None
 
 
@@ -327,6 +328,14 @@ def exit_code(error: BaseException) -> int:
     return USAGE if isinstance(error, _core.UsageError) else WRONG_RESULT
 
 
+def remember(error: BaseException) -> None:
+    """Before an error goes to a waiter in torch's C++, which knows only its text: DDP raises a
+    RuntimeError with that in it, and the job is to end as by the error itself."""
+    global _raised
+    if _raised is None and isinstance(error, _core.Error):
+        _raised = error
+
+
 def who(rank: int, size: int) -> str:
     """How this process calls itself in messages: rank 3/8 (host a17, pid 4121)."""
     return f"rank {rank}/{size} (host {socket.gethostname()}, pid {os.getpid()})"
@@ -334,6 +343,8 @@ def who(rank: int, size: int) -> str:
 
 def _end_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook: says which rank ends and why, then ends all of them."""
+    if type(error) is RuntimeError and _raised is not None and str(_raised) in str(error):
+        error = _raised
     # Not sys.stderr: torch's hook around this one collects that, to print it after we have ended.
     stderr = sys.__stderr__ or sys.stderr
     if not isinstance(error, (_core.Error, KeyboardInterrupt)):

@@ -27,7 +27,7 @@ HEADERS = {
     r"cuda_runtime\.h": {"csrc/base/cuda.hpp"},
     r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu", "*.cuh"},
     r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
-    r"nccl\.h": {"csrc/transport/nccl.hpp", "csrc/transport/nccl.cpp"},
+    r"nccl\.h": set(),  # opened at run time, see transport/nccl_library.hpp
     r"(torch|ATen|c10)/.*": set(),
     r"(pybind11/.*|Python\.h)": {"bindings/*"},
 }
@@ -38,7 +38,9 @@ PACKAGES = {
             f"dpcomm/{n}.py"
             for n in ("backend", "ddp", "distributed", "ghost", "hooks", "matrices")
         ),
-        *(f"dpcomm/{n}.py" for n in ("loader", "opacus", "parts", "private", "torch", "torch_ops")),
+        *(f"dpcomm/{n}.py" for n in ("loader", "nccl", "opacus", "parts", "private", "torch")),
+        "dpcomm/torch_ops.py",
+        "dpcomm/bench/gpu.py",
         "dpcomm/bench/peers.py",
         *(
             f"dpcomm/train/{n}.py"

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
+#include "base/arithmetic.hpp"
 #include "base/error.hpp"
 
 // One source, compiled for several instruction sets and chosen by the loader. Sanitizers instrument
-// the chooser before they are ready, so they get the plain one.
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+// the chooser before they are ready, and clang takes no `flatten` beside it: they get the plain
+// one.
+#if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define DPCOMM_SIMD \
   [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), gnu::flatten]]
 #else
@@ -20,45 +24,6 @@ namespace dpcomm {
 namespace {
 
 constexpr std::array<std::string_view, 4> kNames = {"sum", "mean", "max", "min"};
-
-// What the elements of a storage type are combined in.
-template <class T>
-struct Wide {
-  using type = T;
-  static T load(T value) { return value; }
-  static T store(T value) { return value; }
-};
-template <>
-struct Wide<BFloat16> {
-  using type = float;
-  static float load(BFloat16 value) { return to_float(value); }
-  static BFloat16 store(float value) { return to_bfloat16(value); }
-};
-template <>
-struct Wide<Float16> {
-  using type = float;
-  static float load(Float16 value) { return to_float(value); }
-  static Float16 store(float value) { return to_float16(value); }
-};
-
-struct Add {
-  template <class W>
-  static W apply(W a, W b) {
-    return static_cast<W>(a + b);
-  }
-};
-struct Max {
-  template <class W>
-  static W apply(W a, W b) {
-    return a > b || a != a ? a : b;
-  }
-};
-struct Min {
-  template <class W>
-  static W apply(W a, W b) {
-    return a < b || a != a ? a : b;
-  }
-};
 
 // What waits for more addends, or to be copied, stays in the first-level cache.
 constexpr std::size_t kPieceBytes = 8192;
@@ -184,7 +149,47 @@ void divide_as(void* data, std::size_t count, double divisor) {
   }
 }
 
+class HostDevice final : public Device {
+ public:
+  void* allocate(std::size_t bytes) override { return ::operator new(bytes, kAlignment); }
+  void release(void* data) noexcept override { ::operator delete(data, kAlignment); }
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void combine(DType dtype, RedOp op, std::span<const void* const> parts, void* out,
+               std::size_t count) override {
+    dpcomm::combine(dtype, op, parts, {&out, 1}, count);
+  }
+  void multiply(DType dtype, void* out, const void* data, std::size_t count,
+                double factor) override {
+    dpcomm::multiply(dtype, out, data, count, factor);
+  }
+  void divide(DType dtype, void* data, std::size_t count, double divisor) override {
+    dpcomm::divide(dtype, data, count, divisor);
+  }
+  std::size_t cached_bytes() const override { return std::size_t{256} << 10; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+};
+
 }  // namespace
+
+std::shared_ptr<Device> host_device() {
+  static const auto device = std::make_shared<HostDevice>();
+  return device;
+}
+
+std::byte* Scratch::at_least(std::size_t bytes) {
+  if (bytes > bytes_) {
+    device_->release(data_);
+    data_ = nullptr;
+    bytes_ = 0;
+    data_ = device_->allocate(bytes);
+    bytes_ = bytes;
+  }
+  return static_cast<std::byte*>(data_);
+}
 
 std::string_view name_of(RedOp op) { return kNames[static_cast<std::size_t>(op)]; }
 

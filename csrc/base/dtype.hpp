@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "base/host_device.hpp"
+
 namespace dpcomm {
 
 enum class DType { kFloat64, kFloat32, kBFloat16, kFloat16, kInt64, kInt32, kUInt8 };
@@ -22,12 +24,12 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-inline float to_float(BFloat16 value) {
+DPCOMM_HD float to_float(BFloat16 value) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
 // Rounds to nearest, ties to even; a NaN stays a NaN.
-inline BFloat16 to_bfloat16(float value) {
+DPCOMM_HD BFloat16 to_bfloat16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) {
     return {static_cast<std::uint16_t>((bits >> 16) | 0x0040u)};
@@ -36,7 +38,7 @@ inline BFloat16 to_bfloat16(float value) {
 }
 
 // Both without a branch, so that loops over them become vectors.
-inline float to_float(Float16 value) {
+DPCOMM_HD float to_float(Float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
   // The bits are in a float's place; the product mends the bias, and subnormals with it.
@@ -46,7 +48,7 @@ inline float to_float(Float16 value) {
 }
 
 // Rounds to nearest, ties to even.
-inline Float16 to_float16(float value) {
+DPCOMM_HD Float16 to_float16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   // Subnormal: adding 0.5 aligns the last place with float16's.

@@ -40,7 +40,8 @@ std::vector<int> numbers(const char* name) {
 const Env& env() {
   static const Env instance{.debug = text("DPCOMM_DEBUG", "WARN"),
                             .timeout = positive("DPCOMM_TIMEOUT", "60"),
-                            .hosts = numbers("DPCOMM_HOSTS")};
+                            .hosts = numbers("DPCOMM_HOSTS"),
+                            .nccl = text("DPCOMM_NCCL", "")};
   return instance;
 }
 

@@ -14,6 +14,8 @@ struct Env {
   // DPCOMM_HOSTS: a number for each rank, as 0,0,1,1: the host that it is to believe it is on, so
   // that several hosts can be tested on one. Default: what MPI says.
   const std::vector<int> hosts;
+  // DPCOMM_NCCL: the NCCL to open, as /usr/lib/libnccl.so.2. Default: the one that torch brought.
+  const std::string nccl;
 };
 
 const Env& env();

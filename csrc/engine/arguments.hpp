@@ -28,6 +28,9 @@ struct Arguments {
   // A sum is of scale * data, each rank with a scale of its own; see multiply() for the rounding.
   double scale = 1;
   Epilogue epilogue = {};
+  // Given: all memory is the GPU's that open_gpu() named, and this is the stream that the
+  // collective takes its turn in. An epilogue is called on the host and enqueues there.
+  std::optional<Stream> stream = {};
 };
 
 }  // namespace dpcomm

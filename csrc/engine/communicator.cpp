@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "base/log.hpp"
+#include "engine/vendor.hpp"
 #include "schedule/pipeline.hpp"
 
 namespace dpcomm {
@@ -17,57 +18,55 @@ bool is_float(DType dtype) {
   return dtype != DType::kInt64 && dtype != DType::kInt32 && dtype != DType::kUInt8;
 }
 
-void copy(void* to, const void* from, std::size_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
-}
-
 // What this rank contributes to a sum.
-void take_input(void* to, const Arguments& arguments, std::size_t count) {
-  multiply(arguments.dtype, to, arguments.data, count, arguments.scale);
+void take_input(Device& device, void* to, const Arguments& arguments, std::size_t count) {
+  device.multiply(arguments.dtype, to, arguments.data, count, arguments.scale);
 }
 
 }  // namespace
 
 Communicator::Communicator(std::shared_ptr<Transport> transport, std::vector<int> hosts)
-    : transport_(std::move(transport)), hosts_(std::move(hosts)) {
+    : host_(std::move(transport)), hosts_(std::move(hosts)) {
   if (hosts_.empty()) hosts_.assign(size(), 0);
   DPCOMM_CHECK(hosts_.size() == static_cast<std::size_t>(size()), UsageError, "rank ", rank(), "/",
                size(), ": ", hosts_.size(), " hosts are given: give one for each rank");
-  if (SharedMemory* const memory = transport_->shared_memory()) {
+  if (SharedMemory* const memory = host_.transport->shared_memory()) {
     direct_ = std::make_unique<Direct>(*memory, rank(), size());
   }
   if (!logs(LogLevel::kInfo)) return;
   std::string ranks;
-  for (int peer = 0; peer < size(); ++peer) ranks += concat(" ", transport_->job_rank(peer));
-  log(LogLevel::kInfo, concat("rank ", rank(), "/", size(), " over ", transport_->name(),
+  for (int peer = 0; peer < size(); ++peer) ranks += concat(" ", host_.transport->job_rank(peer));
+  log(LogLevel::kInfo, concat("rank ", rank(), "/", size(), " over ", host_.transport->name(),
                               ", of the job's ranks", ranks));
 }
 
 void Communicator::all_reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllReduce, arguments);
-  if (algorithm == Algorithm::kMpi) return vendor_all_reduce(arguments);
-  if (runs_direct(algorithm)) return run_direct(Operation::kAllReduce, arguments);
-  take_input(arguments.out, arguments, arguments.count);
+  if (algorithm == Algorithm::kMpi) return mpi_all_reduce(arguments);
+  if (algorithm == Algorithm::kNccl) return run_vendor(Operation::kAllReduce, arguments);
+  if (runs_direct(algorithm, arguments)) return run_direct(Operation::kAllReduce, arguments);
+  take_input(*channel(arguments).transport->device(), arguments.out, arguments, arguments.count);
   run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
 }
 
 // The library's wait has no deadline and its messages no header: ranks agree before they enter it.
-void Communicator::vendor_all_reduce(const Arguments& arguments) {
+void Communicator::mpi_all_reduce(const Arguments& arguments) {
   DPCOMM_CHECK(!arguments.epilogue, UsageError, "rank ", rank(), "/", size(),
                ": algo 'mpi' gives no one the whole sum before the others: use ring");
   const Schedule& meeting =
       schedule(Operation::kBarrier, Algorithm::kRecursiveDoubling, arguments.root, 1);
   const Stamp stamp = next_stamp(Operation::kAllReduce, Algorithm::kMpi, arguments);
-  transport_->check_vendor(arguments.dtype);
+  Transport& transport = *host_.transport;
+  transport.check_vendor(arguments.dtype);
   const void* input = arguments.data;
   if (arguments.scale != 1) {
-    take_input(arguments.out, arguments, arguments.count);
+    take_input(*host_.transport->device(), arguments.out, arguments, arguments.count);
     input = arguments.out;
   }
-  guarded(stamp, [&] {
-    execute(meeting, *transport_, {nullptr, 0, 1}, stamp, {}, staging_);
-    transport_->vendor_all_reduce(stamp, input, arguments.out);
+  guarded(transport, stamp, [&] {
+    execute(meeting, transport, {nullptr, 0, 1}, stamp, {}, host_.staging);
+    transport.vendor_all_reduce(stamp, input, arguments.out);
   });
   if (arguments.redop == RedOp::kMean) {
     divide(arguments.dtype, arguments.out, arguments.count, size());
@@ -77,30 +76,35 @@ void Communicator::vendor_all_reduce(const Arguments& arguments) {
 void Communicator::reduce_scatter(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kReduceScatter, arguments);
-  if (runs_direct(algorithm)) return run_direct(Operation::kReduceScatter, arguments);
+  if (algorithm == Algorithm::kNccl) return run_vendor(Operation::kReduceScatter, arguments);
+  if (runs_direct(algorithm, arguments)) return run_direct(Operation::kReduceScatter, arguments);
+  Channel& over = channel(arguments);
+  Device& device = *over.transport->device();
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
-  scratch_.resize(shard * size());
-  take_input(scratch_.data(), arguments, arguments.count * size());
-  run(Operation::kReduceScatter, algorithm, {scratch_.data(), arguments.count * size(), 1},
-      arguments);
-  copy(arguments.out, scratch_.data() + shard * rank(), shard);
+  std::byte* const work = over.scratch.at_least(shard * size());
+  take_input(device, work, arguments, arguments.count * size());
+  run(Operation::kReduceScatter, algorithm, {work, arguments.count * size(), 1}, arguments);
+  device.copy(arguments.out, work + shard * rank(), shard);
 }
 
 void Communicator::all_gather(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   const Algorithm algorithm = choose(Operation::kAllGather, arguments);
-  if (runs_direct(algorithm)) return run_direct(Operation::kAllGather, arguments);
+  if (algorithm == Algorithm::kNccl) return run_vendor(Operation::kAllGather, arguments);
+  if (runs_direct(algorithm, arguments)) return run_direct(Operation::kAllGather, arguments);
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
-  copy(static_cast<std::byte*>(arguments.out) + shard * rank(), arguments.data, shard);
+  channel(arguments).transport->device()->copy(
+      static_cast<std::byte*>(arguments.out) + shard * rank(), arguments.data, shard);
   run(Operation::kAllGather, algorithm, {arguments.out, arguments.count * size(), 1}, arguments);
 }
 
 void Communicator::broadcast(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   check_root(arguments);
-  if (direct_) return run_direct(Operation::kBroadcast, arguments);
+  if (sees_memory(arguments)) return run_direct(Operation::kBroadcast, arguments);
   if (rank() == arguments.root) {
-    copy(arguments.out, arguments.data, arguments.count * size_of(arguments.dtype));
+    channel(arguments).transport->device()->copy(arguments.out, arguments.data,
+                                                 arguments.count * size_of(arguments.dtype));
   }
   run(Operation::kBroadcast, Algorithm::kTree, {arguments.out, arguments.count, kWholeLines},
       arguments);
@@ -109,13 +113,13 @@ void Communicator::broadcast(const Arguments& arguments) {
 void Communicator::reduce(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   check_root(arguments);
-  if (direct_) return run_direct(Operation::kReduce, arguments);
+  if (sees_memory(arguments)) return run_direct(Operation::kReduce, arguments);
+  Channel& over = channel(arguments);
   void* work = arguments.out;
   if (rank() != arguments.root) {
-    scratch_.resize(arguments.count * size_of(arguments.dtype));
-    work = scratch_.data();
+    work = over.scratch.at_least(arguments.count * size_of(arguments.dtype));
   }
-  take_input(work, arguments, arguments.count);
+  take_input(*over.transport->device(), work, arguments, arguments.count);
   run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
 }
 
@@ -123,7 +127,8 @@ void Communicator::all_to_all(const Arguments& arguments) {
   const std::lock_guard lock(mutex_);
   DPCOMM_CHECK(arguments.data != arguments.out || arguments.count == 0, UsageError, "rank ", rank(),
                "/", size(), ": all_to_all in place is not supported: give another out=");
-  if (direct_) return run_direct(Operation::kAllToAll, arguments);
+  if (sees_memory(arguments)) return run_direct(Operation::kAllToAll, arguments);
+  Transport& transport = *channel(arguments).transport;
   Stamp stamp = next_stamp(Operation::kAllToAll, Algorithm::kRoundRobin, arguments);
   stamp.round = stamp.rounds = 1;
   const std::size_t shard = arguments.count * size_of(arguments.dtype);
@@ -137,8 +142,16 @@ void Communicator::all_to_all(const Arguments& arguments) {
     sends.push_back({to, data + shard * to, shard});
     receives.push_back({from, out + shard * from, shard});
   }
-  copy(out + shard * rank(), data + shard * rank(), shard);
-  guarded(stamp, [&] { transport_->exchange(stamp, sends, receives); });
+  transport.device()->copy(out + shard * rank(), data + shard * rank(), shard);
+  guarded(transport, stamp, [&] { transport.exchange(stamp, sends, receives); });
+}
+
+void Communicator::open_gpu(const OpenGpu& open) {
+  const std::lock_guard lock(mutex_);
+  Stamp stamp = next_stamp(Operation::kOpenGpu, Algorithm::kNccl, {});
+  stamp.round = stamp.rounds = 1;
+  guarded(*host_.transport, stamp,
+          [&] { gpu_ = std::make_unique<Channel>(open(host_.transport, stamp)); });
 }
 
 std::unique_ptr<Communicator> Communicator::split(int color, int key) {
@@ -157,8 +170,8 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   std::stable_sort(members.begin(), members.end(),
                    [&](int a, int b) { return all[2 * a + 1] < all[2 * b + 1]; });
   std::shared_ptr<Transport> part;
-  guarded(stamp, [&] { part = transport_->split(stamp, members); });
-  part->set_whole(transport_, members);
+  guarded(*host_.transport, stamp, [&] { part = host_.transport->split(stamp, members); });
+  part->set_whole(host_.transport, members);
   std::vector<int> hosts;
   for (int member : members) hosts.push_back(hosts_[member]);
   auto made = std::make_unique<Communicator>(std::move(part), std::move(hosts));
@@ -175,21 +188,40 @@ void Communicator::barrier() {
 void Communicator::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
-  transport_->close();
+  if (gpu_) gpu_->transport->close();
+  host_.transport->close();
 }
 
 void Communicator::run_direct(Operation operation, const Arguments& arguments) {
   Stamp stamp = next_stamp(operation, Algorithm::kRoundRobin, arguments);
   stamp.round = stamp.rounds = 1;
-  guarded(stamp, [&] { direct_->run(stamp, arguments); });
+  guarded(*host_.transport, stamp, [&] { direct_->run(stamp, arguments); });
+}
+
+void Communicator::run_vendor(Operation operation, const Arguments& arguments) {
+  Channel& over = channel(arguments);
+  const Stamp stamp = next_stamp(operation, Algorithm::kNccl, arguments);
+  guarded(*over.transport, stamp,
+          [&] { dpcomm::run_vendor(*over.transport, stamp, arguments, over.scratch); });
+}
+
+Communicator::Channel& Communicator::channel(const Arguments& arguments) {
+  if (!arguments.stream) return host_;
+  DPCOMM_CHECK(gpu_, UsageError, "rank ", rank(), "/", size(),
+               ": memory of a GPU before open_gpu()");
+  gpu_->transport->device()->use(*arguments.stream);
+  return *gpu_;
 }
 
 void Communicator::run(Operation operation, Algorithm algorithm, const Buffer& buffer,
                        const Arguments& arguments) {
+  Channel& over = channel(arguments);
   const int chunks = chunks_for(algorithm, buffer.count * size_of(arguments.dtype));
   const Schedule& steps = schedule(operation, algorithm, arguments.root, chunks);
   const Stamp stamp = next_stamp(operation, algorithm, arguments);
-  guarded(stamp, [&] { execute(steps, *transport_, buffer, stamp, arguments.epilogue, staging_); });
+  guarded(*over.transport, stamp, [&] {
+    execute(steps, *over.transport, buffer, stamp, arguments.epilogue, over.staging);
+  });
 }
 
 void Communicator::check_root(const Arguments& arguments) const {
@@ -227,20 +259,21 @@ Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
 
 // What ends one rank's collective ends those of all.
 template <class Body>
-void Communicator::guarded(const Stamp& stamp, Body body) {
+void Communicator::guarded(Transport& transport, const Stamp& stamp, Body body) {
   try {
     body();
+    transport.finish(stamp);
   } catch (const MismatchError& error) {
-    transport_->abort(FailureKind::kMismatch, error.what());
+    transport.abort(FailureKind::kMismatch, error.what());
     throw;
   } catch (const TimeoutError& error) {
-    transport_->abort(FailureKind::kTimeout, error.what());
+    transport.abort(FailureKind::kTimeout, error.what());
     throw;
   } catch (const Error& error) {
-    transport_->abort(FailureKind::kLostPeer, error.what());
+    transport.abort(FailureKind::kLostPeer, error.what());
     throw;
   } catch (...) {  // Ctrl-C, or what the epilogue threw: the rounds are not finished
-    transport_->abort(FailureKind::kLostPeer, concat("interrupted in ", describe(stamp)));
+    transport.abort(FailureKind::kLostPeer, concat("interrupted in ", describe(stamp)));
     throw;
   }
 }
@@ -274,7 +307,17 @@ void Communicator::tune(Operation operation, DType dtype, std::vector<Choice> ch
 }
 
 Algorithm Communicator::choose(Operation operation, const Arguments& arguments) const {
-  if (arguments.algorithm) return *arguments.algorithm;
+  const bool on_gpu = arguments.stream.has_value();
+  if (arguments.algorithm) {
+    DPCOMM_CHECK(*arguments.algorithm != (on_gpu ? Algorithm::kMpi : Algorithm::kNccl), UsageError,
+                 "rank ", rank(), "/", size(), ": algo '", name_of(*arguments.algorithm),
+                 "' is not for memory of ", on_gpu ? "a GPU" : "the CPU", ": give another algo");
+    return *arguments.algorithm;
+  }
+  if (on_gpu) {
+    const bool in_order = deterministic_ && operation != Operation::kAllGather;
+    return in_order ? Algorithm::kRoundRobin : Algorithm::kNccl;
+  }
   const std::size_t bytes = arguments.count * size_of(arguments.dtype);
   const auto& choices =
       tuning_[static_cast<std::size_t>(operation)][static_cast<std::size_t>(arguments.dtype)];

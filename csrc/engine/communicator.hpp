@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -31,14 +32,19 @@ class Communicator {
   // `hosts` says which host each rank is on; empty: all on one.
   explicit Communicator(std::shared_ptr<Transport> transport, std::vector<int> hosts = {});
 
-  int rank() const { return transport_->rank(); }
-  int size() const { return transport_->size(); }
-  const std::shared_ptr<Transport>& transport() const { return transport_; }
+  int rank() const { return host_.transport->rank(); }
+  int size() const { return host_.transport->size(); }
+  const std::shared_ptr<Transport>& transport() const { return host_.transport; }
   const std::vector<int>& hosts() const { return hosts_; }
 
   // Reductions whose algorithm is not given add in the order of ranks, whatever their length.
   void set_deterministic() { deterministic_ = true; }
   bool deterministic() const { return deterministic_; }
+
+  // Another transport among the same ranks, for memory of a GPU. Collective.
+  using OpenGpu = std::function<std::shared_ptr<Transport>(std::shared_ptr<Transport> host,
+                                                           const Stamp& stamp)>;
+  void open_gpu(const OpenGpu& open);
 
   // What is taken where no algorithm is given, by rising `up_to`; nothing: the default. The same on
   // every rank.
@@ -74,26 +80,42 @@ class Communicator {
   void barrier();
 
   // Ends the job's collectives on every rank, with the reason.
-  void abort(std::string_view reason) { transport_->abort(FailureKind::kLostPeer, reason); }
+  void abort(std::string_view reason) { host_.transport->abort(FailureKind::kLostPeer, reason); }
 
   // This rank's part is over; every later call is an error.
   void close();
 
  private:
+  // A transport, and memory of its device that is kept from call to call.
+  struct Channel {
+    explicit Channel(std::shared_ptr<Transport> over)
+        : transport(std::move(over)), staging(transport->device()), scratch(transport->device()) {}
+
+    std::shared_ptr<Transport> transport;
+    Scratch staging;
+    Scratch scratch;  // a copy of an input that must not change
+  };
+
+  // Where the collective's memory is reached.
+  Channel& channel(const Arguments& arguments);
   void check_root(const Arguments& arguments) const;
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
   Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
   template <class Body>
-  void guarded(const Stamp& stamp, Body body);
+  void guarded(Transport& transport, const Stamp& stamp, Body body);
   const Schedule& schedule(Operation operation, Algorithm algorithm, int root, int chunks);
-  bool runs_direct(Algorithm algorithm) const {
-    return direct_ && algorithm == Algorithm::kRoundRobin;
+  bool runs_direct(Algorithm algorithm, const Arguments& arguments) const {
+    return sees_memory(arguments) && algorithm == Algorithm::kRoundRobin;
   }
+  // Whether ranks see each other's.
+  bool sees_memory(const Arguments& arguments) const { return direct_ && !arguments.stream; }
   void run_direct(Operation operation, const Arguments& arguments);
-  void vendor_all_reduce(const Arguments& arguments);
+  void run_vendor(Operation operation, const Arguments& arguments);
+  void mpi_all_reduce(const Arguments& arguments);
 
-  std::shared_ptr<Transport> transport_;
+  Channel host_;
+  std::unique_ptr<Channel> gpu_;
   std::vector<int> hosts_;
   std::unique_ptr<Direct> direct_;  // where ranks see each other's memory
   bool closed_ = false;
@@ -102,9 +124,7 @@ class Communicator {
   std::array<std::array<std::vector<Choice>, kDTypes>, kOperations> tuning_;
   std::map<std::tuple<Operation, Algorithm, int, int>, Schedule> schedules_;
   std::set<std::pair<Operation, Algorithm>> logged_;
-  std::vector<std::byte> staging_;
-  std::vector<std::byte> scratch_;  // a copy of an input that must not change
-  std::mutex mutex_;                // threads take turns
+  std::mutex mutex_;  // threads take turns
 };
 
 }  // namespace dpcomm

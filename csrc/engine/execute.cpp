@@ -4,12 +4,10 @@
 #include <array>
 #include <memory>
 #include <tuple>
+#include <vector>
 
 namespace dpcomm {
 namespace {
-
-// Short enough that what is staged is still in the second-level cache when it is added.
-constexpr std::size_t kSegmentBytes = std::size_t{256} << 10;
 
 struct Range {
   std::size_t begin;
@@ -20,28 +18,29 @@ struct Range {
 class Execution {
  public:
   Execution(const Schedule& schedule, Transport& transport, const Buffer& buffer, Stamp stamp,
-            const Epilogue& epilogue, std::vector<std::byte>& staging)
+            const Epilogue& epilogue, Scratch& staging)
       : schedule_(schedule),
         transport_(transport),
+        device_(transport.device()),
         buffer_(buffer),
         stamp_(stamp),
         epilogue_(epilogue),
         staging_(staging),
         size_(size_of(stamp.dtype)),
-        segment_(kSegmentBytes / size_) {
+        segment_(device_->cached_bytes() / size_) {
     stamp_.rounds = static_cast<std::uint16_t>(schedule.rounds.size());
   }
 
   void run() {
+    // All of it before the first message: to allocate may wait for the device.
+    std::size_t staged = 0;
+    for (const Round& round : schedule_.rounds) {
+      staged = std::max(staged, std::min<std::size_t>(segments_of(round), 2) * staged_bytes(round));
+    }
+    stage_ = staging_.at_least(staged);
     for (const Round& round : schedule_.rounds) {
       ++stamp_.round;
-      std::size_t segments = 0;
-      for (const Send& send : round.sends) segments = std::max(segments, pieces(send.blocks));
-      for (const Receive& receive : round.receives) {
-        segments = std::max(segments, pieces(receive.blocks));
-      }
-      const std::size_t staged = staged_bytes(round);
-      staging_.resize(std::max(staging_.size(), std::min<std::size_t>(segments, 2) * staged));
+      const std::size_t segments = segments_of(round);
       begin(round, 0);
       for (std::size_t index = 0; index < segments; ++index) {
         // The next segment is on its way while this one is added.
@@ -93,6 +92,15 @@ class Execution {
     return static_cast<std::byte*>(buffer_.data) + element * size_;
   }
 
+  std::size_t segments_of(const Round& round) const {
+    std::size_t segments = 0;
+    for (const Send& send : round.sends) segments = std::max(segments, pieces(send.blocks));
+    for (const Receive& receive : round.receives) {
+      segments = std::max(segments, pieces(receive.blocks));
+    }
+    return segments;
+  }
+
   void begin(const Round& round, std::size_t index) {
     Step& step = steps_[index % 2];
     step.sends.clear();
@@ -103,7 +111,7 @@ class Execution {
       const Range part = piece(send.blocks, index);
       step.sends.push_back({send.peer, at(part.begin), part.count() * size_});
     }
-    std::byte* stage = staging_.data() + index % 2 * staged_bytes(round);
+    std::byte* stage = stage_ + index % 2 * staged_bytes(round);
     for (const Receive& receive : round.receives) {
       if (index >= pieces(receive.blocks)) continue;
       const Range part = piece(receive.blocks, index);
@@ -143,7 +151,7 @@ class Execution {
       while (other != last && other->rank < schedule_.rank) parts_.push_back((other++)->data);
       parts_.push_back(own);
       while (other != last) parts_.push_back((other++)->data);
-      combine(stamp_.dtype, stamp_.redop, parts_, {&own, 1}, first->count);
+      device_->combine(stamp_.dtype, stamp_.redop, parts_, own, first->count);
       first = last;
     }
   }
@@ -152,17 +160,19 @@ class Execution {
     const Range done = range(blocks);
     if (done.count() == 0) return;
     if (stamp_.redop == RedOp::kMean) {
-      divide(stamp_.dtype, at(done.begin), done.count(), schedule_.size);
+      device_->divide(stamp_.dtype, at(done.begin), done.count(), schedule_.size);
     }
     if (epilogue_) epilogue_(at(done.begin), done.begin, done.count());
   }
 
   const Schedule& schedule_;
   Transport& transport_;
+  const std::shared_ptr<Device> device_;
   const Buffer& buffer_;
   Stamp stamp_;
   const Epilogue& epilogue_;
-  std::vector<std::byte>& staging_;
+  Scratch& staging_;
+  std::byte* stage_ = nullptr;
   std::size_t size_;     // bytes of an element
   std::size_t segment_;  // elements
   std::array<Step, 2> steps_;
@@ -172,7 +182,7 @@ class Execution {
 }  // namespace
 
 void execute(const Schedule& schedule, Transport& transport, const Buffer& buffer, Stamp stamp,
-             const Epilogue& epilogue, std::vector<std::byte>& staging) {
+             const Epilogue& epilogue, Scratch& staging) {
   Execution(schedule, transport, buffer, stamp, epilogue, staging).run();
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
 
 #include "engine/arguments.hpp"
 #include "schedule/schedule.hpp"
@@ -19,8 +18,9 @@ struct Buffer {
 };
 
 // Runs a schedule. A long message goes in segments; what is to be added is staged and added in the
-// order of ranks, what is to be copied lands in its place. `staging` is kept for the next call.
+// order of ranks, what is to be copied lands in its place. `staging` is of the transport's device,
+// and so is the buffer.
 void execute(const Schedule& schedule, Transport& transport, const Buffer& buffer, Stamp stamp,
-             const Epilogue& epilogue, std::vector<std::byte>& staging);
+             const Epilogue& epilogue, Scratch& staging);
 
 }  // namespace dpcomm

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/cuda.hpp"
+#include "privacy/clip_cached.cuh"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/clip_rule.hpp"
 #include "privacy/clip_slice.cuh"
@@ -205,14 +206,14 @@ unsigned blocks_for(std::size_t threads) {
 template <class T>
 void run(const ClipTask& task, std::span<const GradBlock> blocks, Stream stream) {
   if (task.plan.members > 0) {
-    DPCOMM_CUDA_CHECK(cudaFuncSetAttribute(clip_sum_kernel<T>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+    const auto kernel = task.plan.group_rows > 0 ? clip_sum_kernel<T> : cached_clip_kernel<T>;
+    DPCOMM_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(task.plan.shared_bytes)));
     const Grid grid = {.blocks = task.plan.teams * task.plan.members,
                        .threads = kClipThreads,
                        .shared_bytes = task.plan.shared_bytes,
                        .cooperative = task.plan.members > 1};
-    launch(grid, stream, clip_sum_kernel<T>, task);
+    launch(grid, stream, kernel, task);
   } else {
     const std::size_t chunks = chunks_of(blocks);
     const auto pieces = static_cast<unsigned>(task.rows * chunks);
@@ -293,7 +294,10 @@ ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dt
     if (divide(members) >= kWantedRows) break;
   }
   if (plan.group_rows == 0) {
-    plan.members = 0;
+    plan.members = processors;
+    plan.slice = (columns + processors - 1) / processors;
+    plan.shared_bytes = plan.slice > kHeldColumns ? (plan.slice - kHeldColumns) * sizeof(float) : 0;
+    if (blocks.size() > 1 || rows == 0 || plan.shared_bytes > budget) plan.members = 0;
   } else {
     const auto most = static_cast<unsigned>(
         std::min<std::size_t>(processors, (columns + kMinSlice - 1) / kMinSlice));

@@ -14,8 +14,9 @@ inline constexpr std::size_t kMaxGradBlocks = 1024;
 
 // How clip_sum() divides its work on the current device. `teams` of `members` thread blocks share
 // the rows; a member holds its slice of a team's rows in shared memory until their norms are known,
-// so that each gradient is read once. With members = 0 not even one row fits, and the gradients are
-// read twice.
+// so that each gradient is read once. With group_rows = 0 only the sum fits on chip, and a row is
+// read a second time at once, from the L2 cache as far as it holds it. With members = 0 not even
+// the sum fits, or the long rows are in several tensors: all is read twice.
 struct ClipPlan {
   unsigned teams;
   unsigned members;

@@ -18,7 +18,7 @@
 namespace dpcomm {
 namespace {
 
-constexpr std::array<std::pair<Algorithm, std::string_view>, 9> kNames = {{
+constexpr std::array<std::pair<Algorithm, std::string_view>, 10> kNames = {{
     {Algorithm::kNaive, "naive"},
     {Algorithm::kRing, "ring"},
     {Algorithm::kTree, "tree"},
@@ -28,6 +28,7 @@ constexpr std::array<std::pair<Algorithm, std::string_view>, 9> kNames = {{
     {Algorithm::kDoubleTree, "double_tree"},
     {Algorithm::kHierarchical, "hierarchical"},
     {Algorithm::kMpi, "mpi"},
+    {Algorithm::kNccl, "nccl"},
 }};
 
 [[noreturn]] void refuse(std::string_view operation, Algorithm algorithm) {
@@ -77,6 +78,7 @@ Schedule all_reduce(Algorithm algorithm, int rank, int size, std::span<const int
       return hierarchical(rank, hosts.empty() ? one_host : hosts, Algorithm::kButterfly);
     }
     case Algorithm::kMpi:
+    case Algorithm::kNccl:
       break;
   }
   throw std::invalid_argument("all_reduce has no schedule '" + std::string(name_of(algorithm)) +

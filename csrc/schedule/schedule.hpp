@@ -64,7 +64,8 @@ enum class Algorithm {
   kRecursiveDoubling,
   kDoubleTree,
   kHierarchical,
-  kMpi  // MPI_Allreduce: the library's own, no schedule of ours
+  kMpi,  // MPI_Allreduce, and
+  kNccl  // NCCL's reduce-scatter and all-gather: the library's own, no schedules of ours
 };
 
 // Those that are schedules.

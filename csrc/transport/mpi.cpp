@@ -31,6 +31,10 @@ enum Tag { kHeader, kData, kAbort };
 constexpr std::size_t kInline = 4096;
 constexpr std::size_t kReason = 2048;
 
+// Looks before a wait yields, and sleeps. MPI moves messages only while somebody looks.
+constexpr int kSpins = 50000;
+constexpr int kYields = 5000;
+
 void check(int code, const char* call) {
   if (code == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING];
@@ -259,8 +263,8 @@ class MpiTransport final : public Transport {
   void wait(const Stamp& stamp, Pending& pending) {
     Clock::time_point since{};
     for (int looks = 0; !pending.done(); ++looks) {
-      if (!crowded_ && looks < 4000) continue;
-      if (looks < 8000) {
+      if (!crowded_ && looks < kSpins) continue;
+      if (looks < kSpins + kYields) {
         sched_yield();
         continue;
       }

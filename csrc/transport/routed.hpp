@@ -23,6 +23,7 @@ class RoutedTransport final : public Transport {
   void vendor_all_reduce(const Stamp& stamp, const void* data, void* out) override {
     far_->vendor_all_reduce(stamp, data, out);
   }
+  void check_peers_live(const Stamp& stamp) override { near_->check_peers_live(stamp); }
   void abort(FailureKind kind, std::string_view reason) noexcept override;
   void close() noexcept override;
 

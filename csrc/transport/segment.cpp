@@ -66,7 +66,7 @@ Segment::Layout::Layout(int size, bool threads) {
   arena_bytes = threads ? 0 : physical_memory();
   members = sizeof(Failure);
   streams = members + ranks * sizeof(Member);
-  bytes = streams + ranks * ranks * sizeof(Stream);
+  bytes = streams + ranks * ranks * sizeof(ByteStream);
   tickets = bytes + ranks * ranks * capacity;
   boards = tickets + sizeof(Tickets);
   arenas = whole_pages(boards + ranks * sizeof(Board));

@@ -34,7 +34,7 @@ struct alignas(64) Failure {
 };
 
 // A byte stream from one rank to another. Positions only grow; both are multiples of a cache line.
-struct Stream {
+struct ByteStream {
   alignas(64) std::atomic<std::uint64_t> written{0};
   alignas(64) std::atomic<std::uint64_t> read{0};
 };
@@ -66,7 +66,7 @@ class Segment {
   bool crowded() const { return crowded_; }
   Failure& failure() { return *reinterpret_cast<Failure*>(base_); }
   Member& member(int rank) { return members()[rank]; }
-  Stream& stream(int from, int to) { return streams()[from * size_ + to]; }
+  ByteStream& stream(int from, int to) { return streams()[from * size_ + to]; }
   std::byte* stream_bytes(int from, int to) {
     return base_ + layout_.bytes + (from * size_ + to) * layout_.capacity;
   }
@@ -94,7 +94,7 @@ class Segment {
   Segment(std::byte* base, int size, bool threads);
   void await_members(const Meeting& meeting);  // until every rank has said who it is
   Member* members() { return reinterpret_cast<Member*>(base_ + layout_.members); }
-  Stream* streams() { return reinterpret_cast<Stream*>(base_ + layout_.streams); }
+  ByteStream* streams() { return reinterpret_cast<ByteStream*>(base_ + layout_.streams); }
 
   std::byte* base_;
   int size_;

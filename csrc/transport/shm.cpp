@@ -128,7 +128,7 @@ bool ShmTransport::move_all(const Stamp& stamp, std::span<const Outgoing> sends,
 }
 
 bool ShmTransport::push(const Stamp& stamp, const Outgoing& send, Progress& progress) {
-  Stream& stream = segment_->stream(rank(), send.peer);
+  ByteStream& stream = segment_->stream(rank(), send.peer);
   std::byte* const bytes = segment_->stream_bytes(rank(), send.peer);
   const std::size_t capacity = segment_->stream_capacity();
   std::uint64_t written = stream.written.load(std::memory_order_relaxed);
@@ -161,7 +161,7 @@ bool ShmTransport::push(const Stamp& stamp, const Outgoing& send, Progress& prog
 }
 
 bool ShmTransport::pull(const Stamp& stamp, const Incoming& receive, Progress& progress) {
-  Stream& stream = segment_->stream(receive.peer, rank());
+  ByteStream& stream = segment_->stream(receive.peer, rank());
   const std::byte* const bytes = segment_->stream_bytes(receive.peer, rank());
   const std::size_t capacity = segment_->stream_capacity();
   std::uint64_t read = stream.read.load(std::memory_order_relaxed);
@@ -211,7 +211,7 @@ void ShmTransport::check_peers(const Stamp& stamp) const {
       throw MismatchError(concat("ranks disagree\n  this rank is in ", describe(stamp), "\n  rank ",
                                  job_rank(peer), " is in ", describe_doing(doing), kAgree));
     }
-    const Stream& stream = segment_->stream(peer, rank());
+    const ByteStream& stream = segment_->stream(peer, rank());
     const std::uint64_t read = stream.read.load(std::memory_order_relaxed);
     if (amid_[peer] || stream.written.load() == read) continue;
     Header header;
@@ -220,6 +220,14 @@ void ShmTransport::check_peers(const Stamp& stamp) const {
     if (header.stamp.sequence != stamp.sequence) continue;  // it is ahead, or behind
     header.stamp.round = stamp.round;
     check_same(stamp, header.bytes, header, job_rank(peer));
+  }
+}
+
+void ShmTransport::check_peers_live(const Stamp& stamp) {
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer == rank()) continue;
+    const std::string fate = segment_->gone(peer);
+    if (!fate.empty()) throw lost_peer_error(*this, stamp, peer, fate);
   }
 }
 
@@ -329,10 +337,10 @@ std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,
   if (place == 0) {
     segment = Segment::of_threads(count);
     for (int peer : members) {
-      if (peer != rank()) sends.push_back({peer, &shown, sizeof(shown)});
+      if (peer != rank()) sends.push_back({peer, &shown, sizeof(void*)});
     }
   } else {
-    receives.push_back({members[0], &shown, sizeof(shown)});
+    receives.push_back({members[0], &shown, sizeof(void*)});
   }
   exchange(stamp, sends, receives);
   auto made = std::make_shared<ShmTransport>(*shown, "", place, timeout());

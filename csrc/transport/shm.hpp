@@ -24,6 +24,7 @@ class ShmTransport final : public Transport, public SharedMemory {
   void abort(FailureKind kind, std::string_view reason) noexcept override;
   std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override;
   SharedMemory* shared_memory() override { return this; }
+  void check_peers_live(const Stamp& stamp) override;
 
   std::uint64_t token(const void* data, std::size_t bytes) const override;
   std::byte* at(std::uint64_t token) const override;

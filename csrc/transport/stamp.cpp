@@ -26,6 +26,8 @@ std::string_view name_of(Operation operation) {
       return "barrier";
     case Operation::kSplit:
       return "split";
+    case Operation::kOpenGpu:
+      return "open_gpu";
   }
   return "an unknown operation";
 }

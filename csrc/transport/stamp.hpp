@@ -19,9 +19,10 @@ enum class Operation : std::uint8_t {
   kReduce,
   kAllToAll,
   kBarrier,
-  kSplit
+  kSplit,
+  kOpenGpu
 };
-inline constexpr std::size_t kOperations = 9;
+inline constexpr std::size_t kOperations = 10;
 
 std::string_view name_of(Operation operation);
 

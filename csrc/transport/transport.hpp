@@ -9,9 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "base/device.hpp"
 #include "base/error.hpp"
 #include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
+#include "transport/vendor.hpp"
 
 namespace dpcomm {
 
@@ -72,8 +74,18 @@ class Transport {
   virtual std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
                                         std::span<const Incoming> receives);
 
+  // Returns once what the collective's exchanges moved is there, on every rank. Where messages are
+  // in the host's memory, exchange() has seen to that.
+  virtual void finish(const Stamp&) {}
+
+  // Whose memory messages are in, and what adds them up.
+  virtual std::shared_ptr<Device> device() { return host_device(); }
+
   // Direct access to the peers' memory, where there is one.
   virtual SharedMemory* shared_memory() { return nullptr; }
+
+  // The library's own collectives on shards, where there are any.
+  virtual Vendor* vendor() { return nullptr; }
 
   // A transport among `members`: ranks of this one, in the order of the new one, this rank among
   // them. Each member calls it, in the collective that the stamp names.
@@ -89,6 +101,10 @@ class Transport {
   // counts.
   virtual void abort(FailureKind kind, std::string_view reason) noexcept = 0;
 
+  // LostPeerError when a peer has died, where this transport can tell. For those that wait by other
+  // means.
+  virtual void check_peers_live(const Stamp&) {}
+
   // Raises what a rank of this transport, or of what it was split from, reported through abort().
   void check_failure() {
     check_own_failure();
@@ -101,6 +117,7 @@ class Transport {
 
   // Called now and then by a rank that waits; what it throws ends the wait (Ctrl-C).
   void on_wait(std::function<void()> callback) { on_wait_ = std::move(callback); }
+  const std::function<void()>& wait_callback() const { return on_wait_; }
 
  protected:
   virtual void check_own_failure() = 0;
@@ -108,8 +125,6 @@ class Transport {
   void waiting() const {
     if (on_wait_) on_wait_();
   }
-
-  const std::function<void()>& wait_callback() const { return on_wait_; }
 
  private:
   int rank_;

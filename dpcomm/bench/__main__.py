@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import dpcomm
 from dpcomm import _core, launch, tuner
-from dpcomm.bench import peers, record, sweep
+from dpcomm.bench import gpu, peers, record, sweep
 
 _OPERATIONS = (
     "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "barrier"
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-J", "--json", metavar="FILE", help="records, one JSON object a line")
     p.add_argument("--csv", metavar="FILE")
     p.add_argument("--algo", default="auto", help="a name, several with commas, auto or all")
-    p.add_argument("--transport", choices=("shm", "mpi"))
+    p.add_argument("--transport", choices=("shm", "mpi", "nccl"), help="nccl: buffers on GPUs")
     p.add_argument("--peers", default="", help="mpi, gloo: measured in turn with ours")
     p.add_argument("--model", action="store_true", help="what the cost model says, beside it")
     p.add_argument("--explain", action="store_true", help="print what was tuned, and why; no sweep")
@@ -66,9 +66,13 @@ def _algorithms(
 ) -> tuple[str | None, ...]:
     if args.op not in tuner.OPERATIONS:
         return ("tree" if args.op in ("broadcast", "reduce") else None,)
-    known = [*_core.algorithms(), "mpi"] if args.op == "all_reduce" else ["ring", "round_robin"]
+    known = _core.algorithms() if args.op == "all_reduce" else ["ring", "round_robin"]
+    if args.transport == "nccl":
+        known = [*known, "nccl"]
     if args.algo == "all":
-        return tuple(name for name in known if name != "mpi")
+        return tuple(known)
+    if args.op == "all_reduce" and args.transport != "nccl":
+        known = [*known, "mpi"]
     if args.algo == "auto":
         return (None,)
     chosen = args.algo.split(",")
@@ -85,12 +89,16 @@ def _peers(args: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[s
             fail(f"--peers {name}: use {' or '.join(peers.PEERS)}")
     if chosen and args.redop == "mean":
         fail("--peers: they have no mean; use -o sum")
+    if chosen and args.transport == "nccl":
+        fail("--peers: they are measured on the CPU; use --transport shm or mpi")
     return chosen
 
 
 def _parse() -> tuple[argparse.Namespace, sweep.Sweep]:
     p = parser()
     args = p.parse_args()
+    if args.transport == "nccl" and (args.model or args.explain):
+        p.error("--model and --explain are of the CPU's collectives; use --transport shm or mpi")
     if args.minbytes > args.maxbytes:
         p.error(f"-b {args.minbytes} is above -e {args.maxbytes}")
     if args.stepfactor <= 1:
@@ -119,8 +127,12 @@ def main() -> int:
     """Runs the sweep; 0, or 1 if a result was wrong."""
     with launch.one_voice():
         args, plan = _parse()
-    comm = launch.init(transport=args.transport)
+    on_gpu = args.transport == "nccl"
+    comm = launch.init(transport=None if on_gpu else args.transport)
     speaks = comm.rank == 0
+    if on_gpu:
+        index, device = gpu.choose(comm)
+        plan = replace(plan, gpu=index)
     if args.explain:
         found = tuner.find(comm)
         if speaks:
@@ -132,6 +144,8 @@ def main() -> int:
         print(
             f"# dpcomm {dpcomm.__version__}: {args.op}, {comm.size} ranks on {comm.hosts} host(s)"
         )
+        if on_gpu:
+            print(f"# {device}")
         cores = len(os.sched_getaffinity(0))
         if comm.size > cores * comm.hosts:
             print(f"# {comm.size} ranks share {cores} cores a host: latencies are those of turns")
@@ -142,7 +156,7 @@ def main() -> int:
         if speaks:
             print(record.line(measured, args.model), flush=True)
     limit = None
-    if args.plot and comm.hosts == 1 and args.op != "barrier":
+    if args.plot and not on_gpu and comm.hosts == 1 and args.op != "barrier":
         limit = record.memory_limit(args.op, comm.size, sweep.memory_bandwidth(comm))
     if speaks:
         _save(args, records, limit)

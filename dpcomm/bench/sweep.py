@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpcomm import _core
-from dpcomm.bench import peers
+from dpcomm.bench import gpu, peers
 from dpcomm.bench.record import Record, bandwidths, slowest_rank_median
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Sweep:
     warmup: int = 5
     check: bool = True
     root: int = 0
+    gpu: int | None = None  # the index of the GPU whose memory our buffers are in; None: the CPU's
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -144,13 +145,18 @@ class _Case:
         kind = dtype_of(sweep.dtype)
         self.bytes = count * kind.itemsize
         shard = count // comm.size if sweep.op in _SHARDED else count
-        # A peer knows nothing of registered memory.
-        empty = comm.empty if peer is None else np.empty
-        self.data = empty(shard if sweep.op == "all_gather" else count, kind)
+        self.data = self._empty(shard if sweep.op == "all_gather" else count, kind)
         self.out = self.data
         if sweep.op not in _IN_PLACE:
-            self.out = empty(shard if sweep.op == "reduce_scatter" else count, kind)
+            self.out = self._empty(shard if sweep.op == "reduce_scatter" else count, kind)
         self.call = self._call()
+
+    def _empty(self, count: int, kind: np.dtype) -> Any:
+        if self.peer is not None:  # which knows nothing of registered memory
+            return np.empty(count, kind)
+        if self.sweep.gpu is not None:
+            return gpu.empty(count, self.sweep.dtype, self.sweep.gpu)
+        return self.comm.empty(count, kind)
 
     def _call(self) -> Callable[[], Any]:
         comm, data, out, algo = self.comm, self.data, self.out, self.algorithm
@@ -171,8 +177,12 @@ class _Case:
     def wrong(self) -> int:
         """How many elements, over all ranks, differ from what a serial loop gives."""
         comm, sweep = self.comm, self.sweep
-        contributions = [_pattern(rank, self.data.size, sweep.dtype) for rank in range(comm.size)]
-        self.data[:] = contributions[comm.rank]
+        length = len(self.data)
+        contributions = [_pattern(rank, length, sweep.dtype) for rank in range(comm.size)]
+        if sweep.gpu is None:
+            self.data[:] = contributions[comm.rank]
+        else:
+            gpu.fill(self.data, contributions[comm.rank])
         self.call()
         reduced = _serial(sweep.redop, contributions, sweep.dtype)
         if sweep.op == "all_gather":
@@ -187,7 +197,8 @@ class _Case:
             return _total(comm, 0)
         else:
             expected = reduced
-        return _total(comm, int(np.count_nonzero(self.out != expected)))
+        result = self.out if sweep.gpu is None else gpu.values(self.out)
+        return _total(comm, int(np.count_nonzero(result != expected)))
 
     def record(self, wrong: int, time_us: float) -> Record:
         comm, sweep = self.comm, self.sweep
@@ -196,7 +207,7 @@ class _Case:
             op=sweep.op,
             algo=None if self.peer else self.algorithm or "auto",
             peer=self.peer,
-            transport=self.peer or comm.transport,
+            transport=self.peer or (comm.transport if sweep.gpu is None else "nccl"),
             dtype=sweep.dtype,
             redop=sweep.redop if sweep.op in _REDUCING else "none",
             ranks=comm.size,

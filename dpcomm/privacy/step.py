@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpcomm import _core, arrays
+from dpcomm import _core, arrays, cuda
 from dpcomm._core import UsageError
 from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, as_rule
 
@@ -86,12 +86,13 @@ class PrivateStep:
         return hashlib.sha256(b"dpcomm noise key" + self._key).hexdigest()[:16]
 
     def __call__(self, buffer: Any) -> Any:
-        """buffer [size] float32, this rank's clipped sum: replaced by the noisy mean over all.
+        """buffer [size] float32, this rank's clipped sum: replaced by the noisy mean over all. On a
+        CUDA GPU, over NCCL, the noise has the same bits.
 
         Raises UsageError for another buffer, and what a collective raises. After an error the
         step's noise counts as used.
         """
-        self._check(arrays.buffer(buffer, "buffer", ("float32",)), "buffer")
+        self._check(arrays.buffer(buffer, "buffer", ("float32",), gpu=True), "buffer")
         self.comm.settle()
         self.part(buffer, self.begin(), 0)
         return buffer
@@ -133,13 +134,16 @@ class PrivateStep:
         No element may be in two parts of a step, which would have the same noise; the parts are in
         the same order on every rank.
         """
-        view = arrays.buffer(buffer, "buffer", ("float32",))
+        view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
         if offset + view.count > self.size:
             raise UsageError(f"elements {offset} to {offset + view.count} of {self.size}")
         self._part(buffer, self.noise(step), offset)
 
     def _part(self, buffer: Any, noise: _core.NoiseSpec, offset: int) -> None:
-        view = arrays.buffer(buffer, "buffer", ("float32",))
+        view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+        if view.device != "cpu":
+            self._part_on_gpu(view, noise, offset)
+            return
         _core.private_step(
             self.comm.core,
             view.pointer,
@@ -149,6 +153,17 @@ class PrivateStep:
             self._algo,
             self._threads,
             offset,
+        )
+
+    def _part_on_gpu(self, view: arrays.Array, noise: _core.NoiseSpec, offset: int) -> None:
+        kernels, at = cuda.kernels(), cuda.place(view)
+
+        def finish(pointer: int, begin: int, count: int) -> None:
+            kernels.add_noise(at, pointer, count, offset + begin, noise, self._scale)
+
+        stream = self.comm.stream(view, view)
+        self.comm.core.all_reduce_with(
+            view.pointer, view.count, "float32", "sum", self._algo, finish, stream
         )
 
     def sharded(self, gradient: Any, parameters: Any, states: int) -> _core.ShardedUpdate:

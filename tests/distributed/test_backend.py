@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_ddp_trains_to_the_parameters_of_gloo(size):
     assert "the same parameters" in torchrun(size, "ddp.py")
 
 
-def test_a_rank_that_dies_in_ddp_ends_the_others_by_name():
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_a_rank_that_dies_in_ddp_ends_the_others_by_name(when):
     """Started as torchrun does, but without an agent that would end the others."""
     ranks = []
     for rank in range(2):
@@ -57,12 +59,12 @@ def test_a_rank_that_dies_in_ddp_ends_the_others_by_name():
             MASTER_ADDR="localhost",
             MASTER_PORT=str(20_000 + os.getpid() % 10_000),
         )
-        command = [sys.executable, str(PROGRAMS / "ddp.py"), "dies"]
+        command = [sys.executable, str(PROGRAMS / "ddp.py"), when]
         pipe = subprocess.PIPE
         ranks.append(subprocess.Popen(command, env=variables, stderr=pipe, text=True))
     _, said = ranks[0].communicate(timeout=60)
-    assert ranks[0].returncode != 0
-    assert ranks[1].wait(60) != 0
+    assert ranks[0].returncode == 4, said
+    assert ranks[1].wait(60) == -signal.SIGKILL
     assert re.search(r"dpcomm: rank 0/2 .*lost rank 1 in (all_reduce|broadcast)", said), said
 
 

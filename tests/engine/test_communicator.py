@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import time
+import threading
 import weakref
 
 import numpy as np
@@ -195,11 +195,13 @@ def test_several_collectives_in_flight_finish_in_order_beside_blocking_ones():
 
 
 def test_arrays_in_flight_live_until_the_end_though_nobody_keeps_them():
+    looked = threading.Event()
+
     def body(comm):
         array, out = np.ones(100_000), np.empty(100_000)
         alive = [weakref.ref(array), weakref.ref(out)]
         if comm.rank == 1:
-            time.sleep(0.3)
+            looked.wait(20)
         handle = comm.all_reduce(array, out=out, async_op=True)
         if comm.rank == 0:
             with pytest.raises(ValueError, match="referenc"):
@@ -207,6 +209,7 @@ def test_arrays_in_flight_live_until_the_end_though_nobody_keeps_them():
         del handle, array, out
         gc.collect()
         in_flight = [ref() is not None for ref in alive]
+        looked.set()
         comm.barrier()
         gc.collect()
         return in_flight if comm.rank == 0 else None, [ref() is None for ref in alive]

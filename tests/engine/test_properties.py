@@ -14,7 +14,7 @@ DTYPES = [*FLOATS, "int64", "int32", "uint8"]
 
 
 @st.composite
-def cases(draw):
+def cases(draw, sizes):
     operation = draw(
         st.sampled_from(
             ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "all_to_all"]
@@ -26,7 +26,7 @@ def cases(draw):
         "reduce_scatter": [None, "ring", "round_robin"],
         "all_gather": [None, "ring", "round_robin"],
     }.get(operation, [None])
-    size = draw(st.integers(1, 8))
+    size = draw(sizes)
     return {
         "operation": operation,
         "dtype": dtype,
@@ -40,6 +40,7 @@ def cases(draw):
         ),
         "in_place": draw(st.booleans()),
         "scaled": draw(st.booleans()),
+        "registered": draw(st.booleans()),
     }
 
 
@@ -57,8 +58,16 @@ def scale_of(case, rank):
     return 2.0 ** (rank % 3 - 1) if possible else 1.0
 
 
+def buffer(comm, case, array):
+    if not case["registered"]:
+        return array
+    copy = comm.empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
 def call(comm, case):
-    array = values(case, comm.rank)
+    array = buffer(comm, case, values(case, comm.rank))
     operation, root = case["operation"], case["root"]
     reduction = {"op": case["op"], "scale": scale_of(case, comm.rank)}
     count = case["count"]
@@ -70,7 +79,7 @@ def call(comm, case):
         out = array[mine] if case["in_place"] else None
         return comm.reduce_scatter(array, algo=case["algo"], out=out, **reduction)
     if operation == "all_gather":
-        whole = np.zeros(count * comm.size, array.dtype)
+        whole = buffer(comm, case, np.zeros(count * comm.size, array.dtype))
         whole[mine] = array
         source = whole[mine] if case["in_place"] else array
         return comm.all_gather(source, algo=case["algo"], out=whole)
@@ -99,15 +108,19 @@ def expected(case, rank):
     return total.reshape(size, -1)[rank] if operation == "reduce_scatter" else total
 
 
+def check(case, rank, result):
+    assert result.dtype == case["dtype"]
+    # Small integers and their halves are exact in every dtype; only a mean is rounded.
+    np.testing.assert_allclose(
+        result.astype(float), expected(case, rank), rtol=1e-3 if case["op"] == "mean" else 0
+    )
+
+
 @settings(max_examples=150, deadline=None)
-@given(cases())
+@given(cases(st.integers(1, 8)))
 def test_every_collective_equals_numpy(case):
     found = results(run_threads(case["size"], lambda comm: call(comm, case)))
     for rank, result in enumerate(found):
-        assert result.dtype == case["dtype"]
-        # Small integers and their halves are exact in every dtype; only a mean is rounded.
-        np.testing.assert_allclose(
-            result.astype(float), expected(case, rank), rtol=1e-3 if case["op"] == "mean" else 0
-        )
+        check(case, rank, result)
     if case["operation"] == "all_reduce":
         assert all(result.tobytes() == found[0].tobytes() for result in found)

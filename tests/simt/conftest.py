@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / sys.implementation.cache_tag
-
-
-def build(target: str) -> Path:
-    """Compiles what users do not get; a second call compiles only what changed."""
-    done = subprocess.run(
-        ["cmake", "--build", str(BUILD), "--target", target], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return BUILD / "tests" / "simt"
+from built import build
 
 
 class Simt:
@@ -34,7 +20,7 @@ class Simt:
     def __init__(self) -> None:
         from dpcomm import _core  # noqa: F401  (brings the errors)
 
-        path = next(build("simt").glob("_simt.*.so"))
+        path = next((build("simt") / "simt").glob("_simt.*.so"))
         spec = importlib.util.spec_from_file_location("_simt", path)
         assert spec is not None
         assert spec.loader is not None

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/cuda.hpp"
+#include "base/device_cuda.hpp"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/noise_cuda.hpp"
 #include "privacy/update_cuda.hpp"
@@ -51,6 +52,18 @@ void update_all(Generator generator, std::size_t count, std::uint64_t offset) {
   }
 }
 
+void device(DType dtype, std::size_t count) {
+  OnDevice<std::byte> a(count * size_of(dtype), std::byte{1}),
+      b(count * size_of(dtype), std::byte{2});
+  const void* parts[] = {a.data(), b.data(), a.data()};
+  for (const RedOp op : {RedOp::kSum, RedOp::kMax, RedOp::kMin}) {
+    combine(dtype, op, parts, b.data(), count, nullptr);
+  }
+  if (dtype > DType::kFloat16) return;
+  multiply(dtype, a.data(), b.data(), count, 0.5, nullptr);
+  divide(dtype, a.data(), count, 3, nullptr);
+}
+
 // Of an arbitrary but finite pattern; rows lie side by side.
 void clip(DType dtype, std::size_t rows, std::vector<std::size_t> columns) {
   std::size_t all = 0;
@@ -88,12 +101,17 @@ int main(int argc, char** argv) {
     dpcomm::update_all(generator, 1, 511);
     dpcomm::update_all(generator, 5000, 77);
   }
+  for (std::size_t dtype = 0; dtype < dpcomm::kDTypes; ++dtype) {
+    dpcomm::device(static_cast<DType>(dtype), 3001);
+  }
   for (const auto dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     dpcomm::clip(dtype, 7, {33});
     dpcomm::clip(
         dtype, 9,
         gpu ? std::vector<std::size_t>{17001, 1, 3300} : std::vector<std::size_t>{1701, 1, 330});
     dpcomm::clip(dtype, 5, {gpu ? 500'001u : 4047u});
+    dpcomm::clip(dtype, 3, {gpu ? 4'000'001u : 29'001u});
+    dpcomm::clip(dtype, 2, {gpu ? 8'000'001u : 100'001u});
     dpcomm::clip(dtype, 3, {gpu ? 4'000'001u : 29'001u, 12});
   }
 }

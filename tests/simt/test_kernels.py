@@ -115,7 +115,9 @@ def clip_on(device, grads, dtype, clip_norm, stability=0.0):
         (11, [70, 1, 513]),
         (5, [2500]),
         (6, [9, 4000, 30, 7]),
-        (2, [33000]),
+        (4, [33000]),
+        (3, [70_003]),
+        (2, [20000, 13000]),
     ],
 )
 def test_clip_sum_is_the_cpus(device, size, dtype, rows, columns):
@@ -140,13 +142,18 @@ def test_every_division_of_the_work_is_reached(device):
     if not isinstance(device, Simt):
         pytest.skip("a GPU has the size it has")
     SMALL.apply(device)
-    members = {
-        columns: device.kernels.clip_plan(0, [(16, columns, columns)], 8, "float32").members
-        for columns in (32, 1500, 33000)
-    }
-    assert members[32] == 1
-    assert members[1500] == 3
-    assert members[33000] == 0
+
+    def division(*columns):
+        blocks = [(16, count, count) for count in columns]
+        plan = device.kernels.clip_plan(0, blocks, 8, "float32")
+        return plan.members, plan.group_rows > 0
+
+    assert division(32) == (1, True)
+    assert division(1500) == (3, True)
+    assert division(33000) == (3, False)
+    assert division(70_656) == (3, False)
+    assert division(70_657) == (0, False)
+    assert division(20000, 13000) == (0, False)
 
 
 @pytest.mark.parametrize("columns", [40, 1500, 33000])

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import build
+from built import build
 
 FAULTS = Path(__file__).with_name("faults.cu")
 
@@ -40,7 +40,8 @@ BUILDS = ("none", "address", "thread")
 def run():
     def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         # GCC's sanitizers want the old layout of the address space.
-        command = ["setarch", "-R", str(build(f"simt_{program.split('_')[1]}") / program)]
+        folder = build(f"simt_{program.split('_')[1]}") / "simt"
+        command = ["setarch", "-R", str(folder / program)]
         return subprocess.run(
             [*command, *arguments], capture_output=True, text=True, timeout=120, check=False
         )

@@ -1,4 +1,7 @@
-"""Ranks that disagree, leave or are late: an error on every rank, with both sides in it."""
+"""Ranks that disagree, leave or are late: an error on every rank, with both sides in it.
+
+Once each; `pytest -m slow` twenty times.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,13 @@ from groups import run_threads
 import dpcomm
 
 LARGE = 1 << 20  # more than the streams hold, so that senders block
+
+
+@pytest.fixture(
+    autouse=True, params=[0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in range(1, 20))]
+)
+def _turn(request) -> int:
+    return request.param
 
 
 def all_fail(outcomes, kind, *texts):

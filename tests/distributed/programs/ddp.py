@@ -1,6 +1,7 @@
-"""Fifty steps of DistributedDataParallel on dpcomm and on Gloo: ddp.py [dies].
+"""Fifty steps of DistributedDataParallel on dpcomm and on Gloo: ddp.py [forward | backward].
 
-With `dies`, the last rank is killed in its third step.
+The last rank is killed in that pass of its third step, if one is given: while DDP broadcasts
+buffers, or while its C++ waits for gradients.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 import dpcomm.distributed  # noqa: F401  (torch knows the backend from here on)
 
 
+def die(_: object = None) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train(group: dist.ProcessGroup) -> torch.Tensor:
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -28,8 +33,11 @@ def train(group: dist.ProcessGroup) -> torch.Tensor:
     rank = dist.get_rank()
     generator = torch.Generator().manual_seed(rank)
     for step in range(50):
-        if "dies" in sys.argv and step == 3 and rank == dist.get_world_size() - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 3 and rank == dist.get_world_size() - 1:
+            if "forward" in sys.argv:
+                die()
+            if "backward" in sys.argv:
+                net[0].weight.register_hook(die)
         x = torch.randn(8, 20, generator=generator)
         optimizer.zero_grad()
         (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
@@ -49,6 +57,7 @@ def main() -> None:
     dist.barrier(gloo)
     if dist.get_rank() == 0:
         print("the same parameters")
+    dist.destroy_process_group()  # Gloo's threads must not outlive the process
 
 
 main()
