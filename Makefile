@@ -1,5 +1,5 @@
 # make train    environment, build, census data through Spark, then private training on 8 ranks
-# make test     environment, build, every test (but the 10^9 draws of pytest -m slow)
+# make test     environment, build, every test (but the long ones of pytest -m slow)
 # make check    formatting, lint, types
 # make stubs    the types of the compiled core, after a change of bindings/
 # make clean    removes what the build made; the environment and the data stay

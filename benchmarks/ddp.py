@@ -27,6 +27,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import dpcomm.distributed  # noqa: F401  (torch knows the backend, also where dpcomm is in place)
+
 MODELS = {"small": (40, 64, 32, 1), "wide": (40, 512, 512, 1)}
 COMPARED_STEPS, RATE, BUCKET = 50, 0.1, 256  # the last in float32
 
