@@ -62,7 +62,7 @@ namespace {
 
 // Threads share the columns, by pieces. A piece's size depends on nothing but the number of
 // columns, so that the order of each sum does not depend on the threads.
-constexpr std::size_t kPieceMin = 512;
+constexpr std::size_t kPieceMin = 1024;
 constexpr std::size_t kPieceMax = 4096;
 constexpr std::size_t kPiecesWanted = 32;
 

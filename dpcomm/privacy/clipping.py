@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from dpcomm import _core
@@ -54,6 +54,7 @@ class ClipRule:
         return replace(self, norms=tuple(self.norms[layer] for layer in layers))
 
 
+@lru_cache(maxsize=64)  # a kernel's call takes little longer than making one
 def as_rule(clip_norm: float | ClipRule) -> ClipRule:
     return clip_norm if isinstance(clip_norm, ClipRule) else ClipRule((float(clip_norm),))
 
