@@ -64,3 +64,11 @@ def mpirun(size: int, program: Path, *arguments: str, timeout: float = 300) -> s
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def all_fail(outcomes: list[Any], kind: type[BaseException], *texts: str) -> None:
+    """Every rank ended with this error, and each says all of these texts."""
+    for rank, outcome in enumerate(outcomes):
+        assert isinstance(outcome, kind), f"rank {rank}: {outcome!r}"
+        for text in texts:
+            assert text in str(outcome), f"rank {rank}: {outcome}"

@@ -47,13 +47,14 @@ class Exponentials {
   }
 
  private:
-  int lanes() const { return isa_ == Isa::kAvx512 ? 16 : isa_ == Isa::kAvx2 ? 8 : 4; }
+  int lanes() const {
+    return with_lanes(isa_, [](auto lanes) { return int{lanes}; });
+  }
 
   void fill(std::uint64_t counter, std::uint64_t stride, double* out) const {
-    const auto made = lanes() == 16  ? exponentials<16>
-                      : lanes() == 8 ? exponentials<8>
-                                     : exponentials<4>;
-    made(key_, step_, counter, static_cast<std::uint32_t>(stride), out);
+    with_lanes(isa_, [&](auto lanes) {
+      exponentials<lanes>(key_, step_, counter, static_cast<std::uint32_t>(stride), out);
+    });
   }
 
   const NoiseKey& key_;

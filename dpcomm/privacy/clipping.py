@@ -54,9 +54,14 @@ class ClipRule:
         return replace(self, norms=tuple(self.norms[layer] for layer in layers))
 
 
-@lru_cache(maxsize=64)  # a kernel's call takes little longer than making one
 def as_rule(clip_norm: float | ClipRule) -> ClipRule:
-    return clip_norm if isinstance(clip_norm, ClipRule) else ClipRule((float(clip_norm),))
+    return clip_norm if isinstance(clip_norm, ClipRule) else _flat(float(clip_norm))
+
+
+# By the number, never by what held it, which may be an array that changes.
+@lru_cache(maxsize=64)  # a kernel's call takes little longer than making a rule
+def _flat(clip_norm: float) -> ClipRule:
+    return ClipRule((clip_norm,))
 
 
 def clip_rule(clipping: str, clip_norm: float, layers: int) -> ClipRule:

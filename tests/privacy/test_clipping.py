@@ -14,7 +14,7 @@ from test_mlp import ISAS, Case, chain
 import dpcomm
 from dpcomm import PrivateStep, UsageError, _core
 from dpcomm.ghost import Formed, clip_parts, outer_products
-from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, clip_rule, seen
+from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, as_rule, clip_rule, seen
 
 LAYERS = chain([9, 20, 8, 3], "tanh")
 SIZES = [(x.inputs + x.bias) * x.outputs for x in LAYERS]
@@ -261,3 +261,10 @@ def test_adaptive_numbers_that_cannot_be_are_refused(change, message):
 def test_the_public_functions_take_a_norm():
     assert dpcomm.clip_linear(torch.ones(1, 2), torch.ones(1, 2), 0.5).sensitivity == 0.5
     assert isinstance(ClipRule((1.0,)).core, _core.ClipRule)
+
+
+def test_a_rule_follows_an_array_that_changes() -> None:
+    norm = torch.tensor(1.0)
+    assert as_rule(norm).norms == (1.0,)  # type: ignore[arg-type]
+    norm.fill_(0.5)
+    assert as_rule(norm).norms == (0.5,)  # type: ignore[arg-type]

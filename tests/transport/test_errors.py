@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from groups import run_threads
+from groups import all_fail, run_threads
 
 import dpcomm
 
@@ -21,13 +21,6 @@ LARGE = 1 << 20  # more than the streams hold, so that senders block
 )
 def _turn(request) -> int:
     return request.param
-
-
-def all_fail(outcomes, kind, *texts):
-    for rank, outcome in enumerate(outcomes):
-        assert isinstance(outcome, kind), f"rank {rank}: {outcome!r}"
-        for text in texts:
-            assert text in str(outcome), f"rank {rank}: {outcome}"
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])

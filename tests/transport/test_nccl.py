@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from built import build
-from groups import environment, results, run_threads
+from groups import all_fail, environment, results, run_threads
 
 import dpcomm
 from dpcomm import _core, arrays, cuda, nccl
@@ -207,13 +207,6 @@ def test_the_gpu_and_the_cpu_take_turns_on_one_communicator(path):
         return handle.wait()[0]
 
     assert results(run(path, 2, body)) == [2, 2]
-
-
-def all_fail(outcomes, kind, *texts):
-    for rank, outcome in enumerate(outcomes):
-        assert isinstance(outcome, kind), f"rank {rank}: {outcome!r}"
-        for text in texts:
-            assert text in str(outcome), f"rank {rank}: {outcome}"
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
