@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,36 +108,41 @@ def makers(model: str, batch: int, data: Data, threads: int) -> dict[str, Callab
 
 
 class Probe:
-    """How many times as fast as one thread two are: near 2 on two cores, 1.3 on a shared one."""
+    """How many times as fast as one thread two are, each on a CPU of its own: near 2 on two cores,
+    1.3 on a shared one. Pinned, for a system may leave a new thread on its maker's CPU for
+    milliseconds, and long calls, between which the threads wait for Python's lock."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        x, t = rng.standard_normal((128, 64), np.float32), np.zeros(128, np.float32)
-        layers = [Layer(64, 64), Layer(64, 1)]
+        x, t = rng.standard_normal((4096, 64), np.float32), np.zeros(4096, np.float32)
+        self._cpus = sorted(os.sched_getaffinity(0))[:2]
         self._steps = []
-        for _ in range(2):
-            mlp = Mlp(layers, "binary_cross_entropy")
+        for _ in self._cpus:
+            mlp = Mlp([Layer(64, 64), Layer(64, 1)], "binary_cross_entropy")
             zero = np.zeros(mlp.parameters, np.float32)
             total, records = np.empty_like(zero), Records(x, t)
             views = arrays.describe(zero), records, arrays.describe(total)
             self._steps.append((mlp, views, (zero, total)))
 
-    def _work(self, which: int) -> None:
-        mlp, (parameters, records, total), _ = self._steps[which]
-        for _ in range(200):
-            mlp.gradient_sum(parameters, records, total)
+    def _seconds(self, threads: int) -> float:
+        """Of as much work on each thread, the slowest's."""
+        start = threading.Barrier(threads)
+
+        def work(which: int) -> float:
+            mlp, (parameters, records, total), _ = self._steps[which]
+            os.sched_setaffinity(0, {self._cpus[which]})
+            start.wait()
+            begin = time.perf_counter()
+            for _ in range(10):
+                mlp.gradient_sum(parameters, records, total)
+            return time.perf_counter() - begin
+
+        with ThreadPoolExecutor(threads) as pool:
+            return max(pool.map(work, range(threads)))
 
     def __call__(self) -> float:
         time.sleep(0.1)  # the workers of OpenMP spin for a while after a kernel of torch's
-        begin = time.perf_counter()
-        self._work(0)
-        one = time.perf_counter() - begin
-        other = threading.Thread(target=self._work, args=(1,))
-        begin = time.perf_counter()
-        other.start()
-        self._work(0)
-        other.join()
-        return 2 * one / (time.perf_counter() - begin)
+        return len(self._cpus) * self._seconds(1) / self._seconds(len(self._cpus))
 
 
 def block(step: Step, seconds: float) -> float:

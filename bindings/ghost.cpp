@@ -2,40 +2,52 @@
 
 #include <pybind11/stl.h>
 
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "clip_rule.hpp"
 #include "memory.hpp"
-#include "model/ghost_clip.hpp"
+#include "model/ghost_sum.hpp"
 
 namespace py = pybind11;
 
 namespace dpcomm {
 namespace {
 
-// Inputs, their number and stride; gradients, likewise; whether there is a bias; the clipped ones.
-using PyLayer = std::tuple<std::uintptr_t, std::size_t, std::size_t, std::uintptr_t, std::size_t,
-                           std::size_t, bool, std::uintptr_t>;
-
-std::size_t ghost_clip_of(const std::vector<PyLayer>& layers, std::size_t samples, float scale,
-                          const HeldClipRule& rule, std::uintptr_t norms, int threads) {
-  const py::gil_scoped_release unlocked;
-  std::vector<GhostLayer> uses;
-  for (const auto& [inputs, input_count, input_stride, gradients, gradient_count, gradient_stride,
-                    has_bias, clipped] : layers) {
-    uses.push_back({pointer_to<const float>(inputs), input_count, input_stride,
-                    pointer_to<const float>(gradients), gradient_count, gradient_stride, has_bias,
-                    pointer_to<float>(clipped)});
+GhostSum ghost_sum(const std::vector<std::tuple<int, int, bool>>& layers, int threads,
+                   const std::string& isa) {
+  std::vector<LinearShape> shapes;
+  for (const auto& [inputs, outputs, has_bias] : layers) {
+    shapes.push_back({inputs, outputs, has_bias});
   }
-  return ghost_clip(uses, samples, scale, rule.rule(), pointer_to<double>(norms), threads);
+  return GhostSum(shapes, threads, isa_of(isa));
+}
+
+// Inputs and their stride; gradients, likewise; where the sums go, of the bias 0 if there is none.
+using PyUse = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t, std::uintptr_t,
+                         std::uintptr_t>;
+
+std::size_t add_ghosts(GhostSum& sum, const std::vector<PyUse>& of_layers, std::size_t samples,
+                       float scale, const HeldClipRule& rule, std::uintptr_t norms,
+                       bool accumulate) {
+  const py::gil_scoped_release unlocked;
+  std::vector<LinearUse> uses;
+  for (const auto& [inputs, input_stride, gradients, gradient_stride, weight, bias] : of_layers) {
+    uses.push_back({pointer_to<const float>(inputs), input_stride,
+                    pointer_to<const float>(gradients), gradient_stride, pointer_to<float>(weight),
+                    pointer_to<float>(bias)});
+  }
+  return sum.add(uses, samples, scale, rule.rule(), pointer_to<double>(norms), accumulate);
 }
 
 }  // namespace
 
 void bind_ghost(py::module_& module) {
-  module.def("ghost_clip", &ghost_clip_of, py::arg("layers"), py::arg("samples"), py::arg("scale"),
-             py::arg("rule"), py::arg("norms"), py::arg("threads") = 1);
+  py::class_<GhostSum>(module, "GhostSum")
+      .def(py::init(&ghost_sum), py::arg("layers"), py::arg("threads"), py::arg("isa") = "auto")
+      .def("add", &add_ghosts, py::arg("uses"), py::arg("samples"), py::arg("scale"),
+           py::arg("rule"), py::arg("norms"), py::arg("accumulate"));
 }
 
 }  // namespace dpcomm

@@ -53,7 +53,7 @@ Mlp make(const std::vector<std::tuple<int, int, bool, std::string>>& layers,
   for (const auto& [inputs, outputs, bias, activation] : layers) {
     chain.push_back({inputs, outputs, bias, activation_of(activation)});
   }
-  return Mlp(std::move(chain), loss_of(loss), threads, isa_of(isa));
+  return Mlp(chain, loss_of(loss), threads, isa_of(isa));
 }
 
 std::size_t clipped_sum(Mlp& mlp, std::uintptr_t parameters, const Records& records,

@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Device",
     "EnvironmentError",
     "Error",
+    "GhostSum",
     "Goal",
     "LostPeerError",
     "Memory",
@@ -48,7 +49,6 @@ __all__: list[str] = [
     "default_timeout",
     "gather",
     "gaussian_pair",
-    "ghost_clip",
     "host_device",
     "local_transports",
     "noise_isas",
@@ -85,6 +85,38 @@ class ClipRule:
         norms: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         stability: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
+
+class GhostSum:
+    def __init__(
+        self,
+        layers: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                bool,
+            ]
+        ],
+        threads: typing.SupportsInt | typing.SupportsIndex,
+        isa: str = "auto",
+    ) -> None: ...
+    def add(
+        self,
+        uses: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+            ]
+        ],
+        samples: typing.SupportsInt | typing.SupportsIndex,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+        rule: ClipRule,
+        norms: typing.SupportsInt | typing.SupportsIndex,
+        accumulate: bool,
+    ) -> int: ...
 
 class Records:
     def __init__(
@@ -663,25 +695,6 @@ def gather(
 def gaussian_pair(
     a: typing.SupportsInt | typing.SupportsIndex, b: typing.SupportsInt | typing.SupportsIndex
 ) -> tuple[float, float]: ...
-def ghost_clip(
-    layers: collections.abc.Sequence[
-        tuple[
-            typing.SupportsInt | typing.SupportsIndex,
-            typing.SupportsInt | typing.SupportsIndex,
-            typing.SupportsInt | typing.SupportsIndex,
-            typing.SupportsInt | typing.SupportsIndex,
-            typing.SupportsInt | typing.SupportsIndex,
-            typing.SupportsInt | typing.SupportsIndex,
-            bool,
-            typing.SupportsInt | typing.SupportsIndex,
-        ]
-    ],
-    samples: typing.SupportsInt | typing.SupportsIndex,
-    scale: typing.SupportsFloat | typing.SupportsIndex,
-    rule: ClipRule,
-    norms: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex = 1,
-) -> int: ...
 def host_device() -> Device:
     """
     The memory of the CPU.

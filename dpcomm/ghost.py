@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpcomm.matrices import clip_matrices
+from dpcomm.matrices import MatrixSums, MatrixUse
 from dpcomm.privacy.clipping import ClipRule, as_rule
 
 _ROUNDINGS = 2.0**-22  # three of 2^-24, and what the float64 around them loses
@@ -84,7 +84,7 @@ class OuterProducts:
         return [weight, scaled.sum(0)] if self.bias else [weight]
 
     def is_matrix(self) -> bool:
-        """Whether clip_matrices takes it."""
+        """Whether MatrixSums takes it."""
         one = self.input.shape[1] == 1
         return one and self.input.is_cpu and self.input.dtype == torch.float32
 
@@ -242,14 +242,14 @@ def clip_linear(
     one_batch = len({len(part.input) for part in parts}) == 1
     if not (one_batch and all(part.is_matrix() for part in parts)):
         return clip_parts(parts, rule, range(len(parts)))
-    clipped = clip_matrices(
-        [(part.input.squeeze(1), part.gradient.squeeze(1), part.bias) for part in parts], rule
-    )
-    sums = [
-        [g.t() @ a, g.sum(0)] if part.bias else [g.t() @ a]
-        for part, a, g in zip(parts, clipped.inputs, clipped.gradients, strict=True)
-    ]
-    return ClippedParts(sums, clipped.norms, clipped.nonfinite, rule.sensitivity)
+    uses = []
+    for part in parts:
+        a, g = part.input.squeeze(1), part.gradient.squeeze(1)
+        bias_sum = g.new_empty(g.shape[1]) if part.bias else None
+        uses.append(MatrixUse(a, g, g.new_empty(g.shape[1], a.shape[1]), bias_sum))
+    norms, nonfinite = MatrixSums().add(uses, rule, fresh=True)
+    sums = [[s for s in (use.weight_sum, use.bias_sum) if s is not None] for use in uses]
+    return ClippedParts(sums, norms, nonfinite, rule.sensitivity)
 
 
 def outer_products(a: Tensor, g: Tensor, bias: bool) -> OuterProducts:

@@ -2,7 +2,7 @@
 
 Noted is what goes into each layer and the gradient of what comes out, from which its part of the
 gradient follows (dpcomm/parts.py). Linear layers get no plain gradient that nobody would use; a
-module of nothing else, each used on one matrix, takes one native call and a product a layer.
+module of nothing else, each used on one matrix, takes one native call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
-from dpcomm.matrices import clip_matrices
+from dpcomm.matrices import MatrixSums, MatrixUse
 from dpcomm.parts import Use, parts_of
 from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
@@ -97,6 +97,7 @@ class SampleHooks:
         self._owners: dict[Tensor, nn.Module] = {}
         self._tied: set[nn.Module] = set()
         self._sums: dict[nn.Module, _Sums] = {}
+        self._matrices = MatrixSums()
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             for parameter in own:
@@ -202,29 +203,18 @@ class SampleHooks:
 
     def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
         sums = [self._sums[call.layer] for call in calls]
-        matrices = clip_matrices(
-            [
-                (call.input, _gradient(call), into.bias is not None)
-                for call, into in zip(calls, sums, strict=True)
-            ],
-            self.rule.of([into.number for into in sums]),
-            scale,
-        )
-        written = 0
-        for into, a, clipped in zip(sums, matrices.inputs, matrices.gradients, strict=True):
-            into.weight.addmm_(clipped.t(), a, beta=0 if fresh else 1)
-            if into.bias is not None:
-                if fresh:
-                    torch.sum(clipped, 0, out=into.bias)
-                else:
-                    into.bias.add_(clipped.sum(0))
-            written += into.size
-        if fresh and written < self._parameters.size:
+        uses = [
+            MatrixUse(call.input, _gradient(call), into.weight, into.bias)
+            for call, into in zip(calls, sums, strict=True)
+        ]
+        rule = self.rule.of([into.number for into in sums])
+        norms, nonfinite = self._matrices.add(uses, rule, scale, fresh)
+        if fresh and sum(into.size for into in sums) < self._parameters.size:
             used = {call.layer for call in calls}
             for parameter, owner in self._owners.items():
                 if owner not in used:
                     self._parameters.gradient_of(parameter).zero_()
-        return Added(matrices.norms, matrices.nonfinite)
+        return Added(norms, nonfinite)
 
 
 def _gradient(call: Call) -> Tensor:

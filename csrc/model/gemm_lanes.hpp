@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <utility>
 
-#include "model/mlp_lanes.hpp"
+#include "model/panels_lanes.hpp"
 #include "privacy/lanes.hpp"
 
 // Small matrix products, kRows x kPanel of the result in registers (Goto and van de Geijn, "Anatomy
@@ -23,7 +23,7 @@ struct Left {
 
 // kRows x kVectors vectors of a result.
 template <int kRows, int kVectors>
-struct Tile {
+struct Sums {
   Lanes::Float sums[kRows][kVectors];
 
   // += left [kRows, depth] * right [depth, kVectors vectors], a right row every `right_step`.
@@ -65,7 +65,7 @@ inline void panel_product(int rows, int depth, Left left, const float* right, co
     with_rows<kMost>(rows - row, [&](auto constant) {
       constexpr int kRows = decltype(constant)::value;
       for (int column = 0; column < kPanel; column += kWidth) {
-        Tile<kRows, kVectors> tile;
+        Sums<kRows, kVectors> tile;
         for (int r = 0; r < kRows; ++r) {
           for (auto& sum : tile.sums[r]) sum = Lanes::broadcast(bias ? bias[row + r] : 0);
         }

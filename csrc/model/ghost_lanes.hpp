@@ -1,46 +1,22 @@
 #pragma once
 
 #include "model/ghost.hpp"
-#include "model/mlp_lanes.hpp"
+#include "model/panels_lanes.hpp"
+#include "privacy/clip_rule.hpp"
 #include "privacy/lanes.hpp"
 
 namespace dpcomm {
 namespace {
 
-// Half as many doubles as there are lanes.
-typedef double Doubles __attribute__((vector_size(4 * Lanes::kCount)));
-
-DPCOMM_HD Doubles load_doubles(const float* from) {
-  typedef float Floats __attribute__((vector_size(2 * Lanes::kCount)));
-  Floats floats;
-  std::memcpy(&floats, from, sizeof floats);
-#if defined(__AVX512F__) && DPCOMM_LANES == 16
-  return _mm512_cvtps_pd(floats);
-#else
-  return __builtin_convertvector(floats, Doubles);
-#endif
-}
-
-// The square of a float is exact in double, so that fusing changes no bit.
-DPCOMM_HD Doubles add_square(Doubles sum, Doubles x) {
-#if defined(__AVX512F__) && DPCOMM_LANES == 16
-  return _mm512_fmadd_pd(x, x, sum);
-#elif defined(__FMA__) && DPCOMM_LANES == 8
-  return _mm256_fmadd_pd(x, x, sum);
-#else
-  return sum + x * x;
-#endif
-}
-
 // sums [kPanel] = sum of squares over the rows of x [rows, kPanel].
 inline void squares(const float* x, int rows, double* sums) {
   constexpr int kStep = Lanes::kCount / 2;
   for (int lane = 0; lane < kPanel; lane += 4 * kStep) {
-    Doubles sum[4] = {};
+    Lanes::Double sum[4] = {};
     for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
-        sum[k] = add_square(sum[k], load_doubles(x + row * kPanel + lane + k * kStep));
+        sum[k] = Lanes::add_square(sum[k], Lanes::load_double(x + row * kPanel + lane + k * kStep));
       }
     }
     std::memcpy(sums + lane, sum, sizeof sum);
@@ -57,6 +33,63 @@ inline void scale(const float* factors, int rows, float* x) {
       Lanes::store(x + row * kPanel + lane, exponent == 0 ? Lanes::Float{} : product);
     }
   }
+}
+
+// What a sample that is not finite would add.
+inline void clear_sample(const Chunk& chunk, const Panel& panel, int i) {
+  for (const LinearLayer& layer : chunk.layers) {
+    float* const deltas = deltas_of(layer, panel.index);
+    for (int row = 0; row < layer.outputs; ++row) deltas[row * kPanel + i] = 0;
+    for (int block = 0; block < blocks_of(layer.inputs); ++block) {
+      std::memset(features_of(chunk, layer, block, panel.index) + i * kPanel, 0,
+                  kPanel * sizeof(float));
+    }
+  }
+}
+
+// Scales the panel's deltas so that the rule holds, given `squares` [layers][kPanel] of the norms
+// of each layer's gradient, and clears the samples that are not finite; returns how many there are.
+// `norms` [count], over all layers and before clipping, may be null.
+inline int clip(const Chunk& chunk, const Panel& panel, const ClipRule& rule, const double* squares,
+                double* norms) {
+  double lengths[kPanel] = {};
+  for (std::size_t l = 0; l < chunk.layers.size(); ++l) {
+    for (int i = 0; i < kPanel; ++i) lengths[i] += squares[l * kPanel + i];
+  }
+  int nonfinite = 0;
+  for (int i = 0; i < kPanel; ++i) {
+    lengths[i] = __builtin_sqrt(lengths[i]);
+    if (norms != nullptr && i < panel.count) norms[i] = lengths[i];
+    if (__builtin_isfinite(lengths[i])) continue;
+    nonfinite += i < panel.count;
+    clear_sample(chunk, panel, i);
+  }
+
+  const std::size_t groups = rule.norms.size();
+  const std::size_t together = groups == 1 ? chunk.layers.size() : 1;  // layers that share a norm
+  for (std::size_t k = 0; k < groups; ++k) {
+    const auto layers = chunk.layers.subspan(k * together, together);
+    double numbers = 0;
+    double parameters = 0;
+    for (const LinearLayer& layer : layers) {
+      numbers += layer.inputs + layer.outputs + 2;
+      parameters += static_cast<double>(layer.inputs + 1) * layer.outputs;
+    }
+    alignas(64) float factors[kPanel];
+    bool changes = false;
+    for (int i = 0; i < kPanel; ++i) {
+      const double norm = groups == 1 ? lengths[i] : __builtin_sqrt(squares[k * kPanel + i]);
+      factors[i] = __builtin_isfinite(lengths[i])
+                       ? ghost_factor(norm, numbers, parameters, rule.norms[k], rule.stability)
+                       : 0;
+      changes = changes || factors[i] != 1;
+    }
+    if (!changes) continue;
+    for (const LinearLayer& layer : layers) {
+      scale(factors, layer.outputs, deltas_of(layer, panel.index));
+    }
+  }
+  return nonfinite;
 }
 
 }  // namespace

@@ -1,43 +1,25 @@
 #include "model/mlp.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <new>
 
 #include "base/error.hpp"
-#include "base/parallel.hpp"
 #include "model/mlp_lanes.hpp"
+#include "model/panels.hpp"
 
 namespace dpcomm {
 namespace {
 
-// A chunk's features and deltas should stay in the cores' caches between the two halves of a step.
-constexpr std::size_t kChunkBytes = 1 << 20;
-constexpr std::size_t kChunkMost = 4096;
-
-struct Loops {
-  decltype(&run_panel<16>) panel;
-  decltype(&add_tile<16>) tile;
-  int tile_rows;
-};
-
 // No loops of one number at a time: the reference is a backward for each sample.
-Loops loops_of(Isa isa) {
-  return with_lanes(
-      isa, [](auto lanes) { return Loops{&run_panel<lanes>, &add_tile<lanes>, kTileRows<lanes>}; });
+decltype(&run_panel<16>) loop_of(Isa isa) {
+  return with_lanes(isa, [](auto lanes) { return &run_panel<lanes>; });
 }
 
-std::size_t padded(int features) { return (features + kPanel - 1) / kPanel * kPanel; }
-
-struct Aligned {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t(64)); }
-};
-using Buffer = std::unique_ptr<float[], Aligned>;
-
-Buffer zeros(std::size_t count) {
-  auto* data = static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t(64)));
-  std::fill_n(data, count, 0.0f);
-  return Buffer(data);
+std::vector<LinearLayer> linear(const std::vector<Layer>& layers) {
+  std::vector<LinearLayer> result;
+  for (const Layer& layer : layers) {
+    result.push_back({.inputs = layer.inputs, .outputs = layer.outputs, .has_bias = layer.bias});
+  }
+  return result;
 }
 
 void check(const std::vector<Layer>& layers, Loss loss, int threads) {
@@ -59,128 +41,94 @@ void check(const std::vector<Layer>& layers, Loss loss, int threads) {
 }  // namespace
 
 struct Mlp::Plan {
-  Loops loops;
+  struct Scratch {
+    AlignedFloats floats;  // of run_panel
+    std::vector<double> squares;
+    std::size_t nonfinite = 0;
+  };
+
+  Panels panels;
+  decltype(&run_panel<16>) run_panel;
   Loss loss;
-  int threads;
+  std::vector<MlpLayer> layers;
+  std::vector<Scratch> scratches;  // of each thread
   std::size_t parameters = 0;
-  std::size_t chunk = 0;    // samples
-  std::size_t scratch = 0;  // floats a thread
-  std::vector<LayerTask> layers;
-  std::vector<TileTask> tiles;
-  std::vector<Buffer> features, deltas, scratches;
-  std::size_t places = 0;  // samples that the buffers have place for
 
-  void reserve(std::size_t samples) {
-    samples = std::min((samples + kPanel - 1) / kPanel * kPanel, chunk);
-    if (samples <= places) return;
-    places = std::min(std::max(samples, 2 * places), chunk);
+  Plan(const std::vector<Layer>& chain, Loss loss_of_chain, int threads, Isa isa)
+      : panels(linear(chain), threads, isa),
+        run_panel(loop_of(isa)),
+        loss(loss_of_chain),
+        scratches(threads) {
+    std::size_t floats = 0;
+    std::size_t widest = 0;
+    for (const Layer& layer : chain) {
+      layers.push_back({.activation = layer.activation});
+      parameters += static_cast<std::size_t>(layer.inputs) * layer.outputs;
+      if (layer.bias) parameters += layer.outputs;
+      const std::size_t inputs = blocks_of(layer.inputs) * kPanel;
+      const std::size_t outputs = blocks_of(layer.outputs) * kPanel;
+      widest = std::max({widest, inputs, outputs});
+      floats += inputs * kPanel;
+    }
+    for (Scratch& scratch : scratches) {
+      scratch.floats = aligned_zeros(floats + 4 * widest * kPanel);
+      scratch.squares.resize(chain.size() * kPanel);
+    }
+  }
+
+  // W and b of each layer in `values`, and where their gradients' sums go in `total`, if any.
+  void place(const float* values, float* total) {
+    std::size_t at = 0;
+    const auto next = [&](auto* numbers) { return numbers == nullptr ? nullptr : numbers + at; };
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      features[l] = zeros(padded(layers[l].inputs) * places);
-      deltas[l] = zeros(layers[l].outputs * places);
-      layers[l].features = features[l].get();
-      layers[l].deltas = deltas[l].get();
+      LinearLayer& layer = panels.layers()[l];
+      layers[l].weight = values + at;
+      layer.weight_sum = next(total);
+      at += static_cast<std::size_t>(layer.inputs) * layer.outputs;
+      if (!layer.has_bias) continue;
+      layers[l].bias = values + at;
+      layer.bias_sum = next(total);
+      at += layer.outputs;
     }
   }
 
-  // Work 0 … count-1 by whichever thread is free: the results do not depend on who does what.
-  template <class F>
-  void share(std::size_t count, const F& work) {
-    const int some = static_cast<int>(std::min<std::size_t>(threads, count));
-    std::atomic<std::size_t> next{0};
-    parallel(some, [&](int thread) {
-      for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        work(thread, i);
-      }
-    });
-  }
-
-  std::size_t run(StepTask step, const Samples& samples, float* outputs, float* losses,
-                  double* norms, bool accumulate, const Beside& beside) {
-    reserve(samples.count);
-    step.layers = layers.data();
-    step.layer_count = static_cast<int>(layers.size());
-    step.loss = loss;
-    step.chunk = places;
-    if (step.total != nullptr && !accumulate && samples.count == 0) {
-      std::fill_n(step.total, parameters, 0.0f);
+  std::size_t run(Mode mode, const Samples& samples, const ClipRule& rule, float* outputs,
+                  float* losses, double* norms, bool accumulate, const Beside& beside) {
+    const Panels::Fill fill = [&](int thread, const Chunk& chunk, const Panel& panel) {
+      Scratch& scratch = scratches[thread];
+      const std::size_t at = panel.first;
+      const auto ahead =
+          std::min<std::size_t>(panels.threads() * kPanel, samples.count - at - panel.count);
+      const auto behind = [at](auto* numbers, std::size_t of_one) {
+        return numbers == nullptr ? nullptr : numbers + at * of_one;
+      };
+      scratch.nonfinite += run_panel(
+          {.chunk = chunk, .layers = layers.data(), .loss = loss, .mode = mode, .rule = rule},
+          {.panel = panel,
+           .rows = samples.rows + at,
+           .targets = behind(samples.targets, 1),
+           .ahead = static_cast<int>(ahead),
+           .scratch = scratch.floats.get(),
+           .squares = scratch.squares.data(),
+           .outputs = behind(outputs, chunk.layers.back().outputs),
+           .losses = behind(losses, 1),
+           .norms = behind(norms, 1)});
+    };
+    for (Scratch& scratch : scratches) scratch.nonfinite = 0;
+    if (mode == Mode::kEvaluate) {
+      panels.pass(samples.count, fill);
+    } else {
+      panels.sum(samples.count, accumulate, fill, beside);
     }
-    std::atomic<std::size_t> nonfinite{0};
-    std::size_t others = beside.count;
-    if (samples.count == 0) share(others, [&](int, std::size_t i) { beside.work(i); });
-    for (std::size_t first = 0; first < samples.count; first += chunk) {
-      const std::size_t count = std::min(chunk, samples.count - first);
-      const std::size_t panels = (count + kPanel - 1) / kPanel;
-      share(others + panels, [&](int thread, std::size_t i) {
-        if (i < others) return beside.work(i);
-        const std::size_t p = i - others;
-        const std::size_t at = first + p * kPanel;
-        const auto within = [&](std::size_t from) {
-          return static_cast<int>(std::min<std::size_t>(kPanel, samples.count - from));
-        };
-        PanelTask panel{.index = p,
-                        .count = within(at),
-                        .rows = samples.rows + at,
-                        .targets = samples.targets ? samples.targets + at : nullptr,
-                        .ahead = 0,
-                        .scratch = scratches[thread].get()};
-        panel.ahead = static_cast<int>(
-            std::min<std::size_t>(threads * kPanel, samples.count - at - panel.count));
-        if (outputs != nullptr) panel.outputs = outputs + at * layers.back().outputs;
-        if (losses != nullptr) panel.losses = losses + at;
-        if (norms != nullptr) panel.norms = norms + at;
-        if (const int some = loops.panel(step, panel)) nonfinite.fetch_add(some);
-      });
-      others = 0;
-      if (step.mode == Mode::kEvaluate) continue;
-      share(tiles.size(), [&](int, std::size_t t) {
-        TileTask tile = tiles[t];
-        tile.panels = panels;
-        tile.accumulate = accumulate || first > 0;
-        loops.tile(step, tile);
-      });
-    }
+    std::size_t nonfinite = 0;
+    for (const Scratch& scratch : scratches) nonfinite += scratch.nonfinite;
     return nonfinite;
   }
 };
 
-Mlp::Mlp(std::vector<Layer> layers, Loss loss, int threads, Isa isa)
-    : plan_(std::make_unique<Plan>()) {
+Mlp::Mlp(const std::vector<Layer>& layers, Loss loss, int threads, Isa isa) {
   check(layers, loss, threads);
-  Plan& plan = *plan_;
-  plan.loops = loops_of(isa);
-  plan.loss = loss;
-  plan.threads = threads;
-  std::size_t sample = 0;
-  std::size_t widest = 0;
-  for (const Layer& layer : layers) {
-    LayerTask task{.inputs = layer.inputs,
-                   .outputs = layer.outputs,
-                   .activation = layer.activation,
-                   .weight = plan.parameters,
-                   .has_bias = layer.bias};
-    plan.parameters += static_cast<std::size_t>(layer.inputs) * layer.outputs;
-    task.bias = plan.parameters;
-    if (layer.bias) plan.parameters += layer.outputs;
-    plan.layers.push_back(task);
-    sample += padded(layer.inputs) + layer.outputs;
-    widest = std::max({widest, padded(layer.inputs), padded(layer.outputs)});
-    plan.scratch += padded(layer.inputs) * kPanel;
-  }
-  plan.scratch += 4 * widest * kPanel;
-  plan.chunk = std::clamp<std::size_t>(kChunkBytes / (sample * sizeof(float)) / kPiece * kPiece,
-                                       kPiece, kChunkMost);
-  plan.features.resize(layers.size());
-  plan.deltas.resize(layers.size());
-  for (int thread = 0; thread < threads; ++thread) plan.scratches.push_back(zeros(plan.scratch));
-
-  // A block of features stays in the first cache while all rows pass.
-  for (int l = 0; l < static_cast<int>(layers.size()); ++l) {
-    for (int block = 0; block * kPanel < layers[l].inputs; ++block) {
-      for (int row = 0; row < layers[l].outputs; row += plan.loops.tile_rows) {
-        plan.tiles.push_back({.layer = l, .row = row, .block = block});
-      }
-    }
-  }
+  plan_ = std::make_unique<Plan>(layers, loss, threads, isa);
 }
 
 Mlp::Mlp(Mlp&&) noexcept = default;
@@ -193,20 +141,19 @@ std::size_t Mlp::clipped_sum(const float* parameters, const Samples& samples, co
                              float* total, float* losses, double* norms, bool accumulate,
                              const Beside& beside) {
   dpcomm::check(rule, plan_->layers.size());
-  return plan_->run(
-      {.mode = Mode::kClipped, .parameters = parameters, .clip = rule, .total = total}, samples,
-      nullptr, losses, norms, accumulate, beside);
+  plan_->place(parameters, total);
+  return plan_->run(Mode::kClipped, samples, rule, nullptr, losses, norms, accumulate, beside);
 }
 
 void Mlp::gradient_sum(const float* parameters, const Samples& samples, float* total, float* losses,
                        bool accumulate, const Beside& beside) {
-  plan_->run({.mode = Mode::kGradient, .parameters = parameters, .total = total}, samples, nullptr,
-             losses, nullptr, accumulate, beside);
+  plan_->place(parameters, total);
+  plan_->run(Mode::kGradient, samples, {}, nullptr, losses, nullptr, accumulate, beside);
 }
 
 void Mlp::evaluate(const float* parameters, const Samples& samples, float* outputs, float* losses) {
-  plan_->run({.mode = Mode::kEvaluate, .parameters = parameters}, samples, outputs, losses, nullptr,
-             false, {});
+  plan_->place(parameters, nullptr);
+  plan_->run(Mode::kEvaluate, samples, {}, outputs, losses, nullptr, false, {});
 }
 
 }  // namespace dpcomm

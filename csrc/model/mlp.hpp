@@ -2,10 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
+#include "model/panels.hpp"
 #include "privacy/clip_rule.hpp"
 #include "privacy/isa.hpp"
 
@@ -31,26 +31,18 @@ struct Samples {
   const float* const* targets;
 };
 
-// Work that needs none of the samples, in `count` parts: the threads that go through the samples do
-// it too, first, so that none of them is idle while there is any. It must not throw.
-struct Beside {
-  std::size_t count = 0;
-  std::function<void(std::size_t)> work = {};
-};
-
 // A chain of linear layers and activations with its loss: forward, backward and the sum of the
 // gradients of a batch in one call, over float32 parameters in one flat buffer (for each layer W
 // row by row, then b: the order of torch's nn.Sequential).
 //
-// A sample's loss is the sum over its outputs; a gradient is the sum over samples. Samples pass in
-// panels of 32 whose numbers stay in the cache, and the sums over samples are taken in pieces of
-// 256 in the order of the batch: the same bits for any number of threads and any Isa.
+// A sample's loss is the sum over its outputs; a gradient is the sum over samples. The same bits
+// for any number of threads and any Isa.
 //
 // One call at a time: the object owns the scratch.
 class Mlp {
  public:
   // UsageError where the layers do not fit each other or the loss.
-  Mlp(std::vector<Layer> layers, Loss loss, int threads = 1, Isa isa = best_isa());
+  Mlp(const std::vector<Layer>& layers, Loss loss, int threads = 1, Isa isa = best_isa());
   Mlp(Mlp&&) noexcept;
   ~Mlp();
 
