@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import dpcomm  # noqa: E402
-from dpcomm import ghost  # noqa: E402
+from dpcomm import _core, ghost  # noqa: E402
+from dpcomm._core import UsageError  # noqa: E402
+from dpcomm.privacy.clipping import as_rule  # noqa: E402
 
 # positions, inputs, outputs: one position; few, where Gram matrices are cheaper; many, where not
 SHAPES = [(1, 5, 3), (4, 40, 30), (50, 6, 4)]
@@ -140,3 +142,31 @@ def test_what_does_not_fit_is_refused():
         dpcomm.clip_linear([a, a], [g], 1.0)
     with pytest.raises(ValueError, match=r"layers of \[9, 8\] samples"):
         dpcomm.clip_linear([a, a[:8]], [g, g[:8]], 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (33, 3, 70), (300, 40, 64), (700, 70, 33)])
+def test_matrices_give_the_same_bits_for_any_threads_and_vectors(shape):
+    """One position: the sums are native."""
+    samples, inputs, outputs = shape
+    a, g = layer(1, inputs, outputs, samples)
+    rows = formed(a, g, True)
+    norms = rows.norm(dim=1)
+    clip_norm = float(norms.median())
+    results = set()
+    for threads in (1, 2, 3):
+        for isa in ("generic", "avx2", "avx512"):
+            try:
+                ours = _core.GhostSum([(inputs, outputs, True)], threads, isa)
+            except UsageError:  # not on this processor
+                continue
+            found, total = torch.empty(samples, dtype=torch.float64), torch.empty(rows.shape[1])
+            bias = total[inputs * outputs :]
+            use = (a.data_ptr(), inputs, g.data_ptr(), outputs, total.data_ptr(), bias.data_ptr())
+            assert (
+                ours.add([use], samples, 1.0, as_rule(clip_norm).core, found.data_ptr(), False) == 0
+            )
+            results.add((total.numpy().tobytes(), found.numpy().tobytes()))
+    assert len(results) == 1
+    torch.testing.assert_close(found, norms, rtol=1e-7, atol=0)
+    expected = (clip_norm / norms).clamp(max=1) @ rows
+    assert (total - expected).norm() < 1e-6 * expected.norm()
