@@ -93,7 +93,8 @@ class GhostSum:
             tuple[
                 typing.SupportsInt | typing.SupportsIndex,
                 typing.SupportsInt | typing.SupportsIndex,
-                bool,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
             ]
         ],
         threads: typing.SupportsInt | typing.SupportsIndex,
@@ -103,8 +104,6 @@ class GhostSum:
         self,
         uses: collections.abc.Sequence[
             tuple[
-                typing.SupportsInt | typing.SupportsIndex,
-                typing.SupportsInt | typing.SupportsIndex,
                 typing.SupportsInt | typing.SupportsIndex,
                 typing.SupportsInt | typing.SupportsIndex,
                 typing.SupportsInt | typing.SupportsIndex,

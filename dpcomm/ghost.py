@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpcomm.matrices import MatrixSums, MatrixUse
+from dpcomm.matrices import LayerSums, MatrixSums
 from dpcomm.privacy.clipping import ClipRule, as_rule
 
 _ROUNDINGS = 2.0**-22  # three of 2^-24, and what the float64 around them loses
@@ -242,13 +242,15 @@ def clip_linear(
     one_batch = len({len(part.input) for part in parts}) == 1
     if not (one_batch and all(part.is_matrix() for part in parts)):
         return clip_parts(parts, rule, range(len(parts)))
-    uses = []
-    for part in parts:
-        a, g = part.input.squeeze(1), part.gradient.squeeze(1)
-        bias_sum = g.new_empty(g.shape[1]) if part.bias else None
-        uses.append(MatrixUse(a, g, g.new_empty(g.shape[1], a.shape[1]), bias_sum))
-    norms, nonfinite = MatrixSums().add(uses, rule, fresh=True)
-    sums = [[s for s in (use.weight_sum, use.bias_sum) if s is not None] for use in uses]
+    uses = [(part.input.squeeze(1), part.gradient.squeeze(1)) for part in parts]
+    layers = [
+        LayerSums(
+            g.new_empty(g.shape[1], a.shape[1]), g.new_empty(g.shape[1]) if part.bias else None
+        )
+        for part, (a, g) in zip(parts, uses, strict=True)
+    ]
+    norms, nonfinite = MatrixSums(layers).add(uses, len(uses[0][0]), rule, fresh=True)
+    sums = [[one for one in layer if one is not None] for layer in layers]
     return ClippedParts(sums, norms, nonfinite, rule.sensitivity)
 
 

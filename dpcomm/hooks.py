@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomm._core import UsageError
-from dpcomm.matrices import MatrixSums, MatrixUse
+from dpcomm.matrices import LayerSums, MatrixSums
 from dpcomm.parts import Use, parts_of
 from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
@@ -29,34 +29,34 @@ class Call:
     gradient: Tensor | None = None  # of the output, [B, …], once backward has come by
 
     def note(self, gradient: Tensor) -> None:
-        self.gradient = gradient.detach()
+        self.gradient = gradient.detach() if gradient.requires_grad else gradient
 
 
 class _Linear(torch.autograd.Function):
     """A linear layer whose parameters get no gradient: the call notes what one is made of."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, call: Call) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(weight)
-        return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x, weight, cast(nn.Linear, call.layer).bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (gradient,) = gradients
         ctx.call.note(gradient)
         (weight,) = ctx.saved_tensors
-        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Where a linear layer's gradients are added up."""
+class _Matrices:
+    """What a pass through linear layers alone needs each time."""
 
-    number: int  # of the layer
-    weight: Tensor
-    bias: Tensor | None
-    size: int  # of both
+    layers: list[nn.Module]
+    sums: MatrixSums
+    numbers: list[int]  # the layers'
+    others: list[Tensor]  # gradients of parameters that these layers do not hold
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class SampleHooks:
         self._forming = False  # per-sample gradients, by calling the layers again
         self._owners: dict[Tensor, nn.Module] = {}
         self._tied: set[nn.Module] = set()
-        self._sums: dict[nn.Module, _Sums] = {}
-        self._matrices = MatrixSums()
+        self._sums: dict[nn.Module, LayerSums] = {}
+        self._matrices: _Matrices | None = None  # of the last pass that there was
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             for parameter in own:
@@ -123,9 +123,7 @@ class SampleHooks:
         weight, bias = self._parameters.gradient_of(layer.weight), None
         if layer.bias is not None and layer.bias.requires_grad:
             bias = self._parameters.gradient_of(layer.bias)
-        size = weight.numel() + (0 if bias is None else bias.numel())
-        number = self._parameters.layer_of(layer.weight)
-        self._sums[layer] = _Sums(number, weight, bias, size)
+        self._sums[layer] = LayerSums(weight, bias)
 
         def forward(x: Tensor) -> Tensor:
             if not self._watches(layer):
@@ -136,7 +134,7 @@ class SampleHooks:
                 return output
             call = Call(layer, x.detach())
             self._calls.append(call)
-            return cast(Tensor, _Linear.apply(x, layer.weight, layer.bias, call))
+            return cast(Tensor, _Linear.apply(x, layer.weight, call))
 
         layer.forward = forward  # type: ignore[method-assign, assignment]
 
@@ -167,7 +165,7 @@ class SampleHooks:
         self._calls.clear()
         if not calls:
             return None
-        sizes = {len(call.input) for call in calls} | {len(_gradient(call)) for call in calls}
+        sizes = {x.shape[0] for call in calls for x in (call.input, _gradient(call))}
         if len(sizes) != 1:
             raise UsageError(
                 f"layers saw batches of {sorted(sizes)} samples in one pass: keep samples in the "
@@ -179,7 +177,9 @@ class SampleHooks:
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
         if not self._tied and all(map(self._is_matrix, by_layer.values())):
-            return self._add_matrices([uses[0] for uses in by_layer.values()], scale, fresh)
+            return self._add_matrices(
+                [uses[0] for uses in by_layer.values()], samples, scale, fresh
+            )
         if fresh:
             self._parameters.gradient.zero_()
         self._forming = True
@@ -201,20 +201,32 @@ class SampleHooks:
         once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
         return once and uses[0].layer in self._sums
 
-    def _add_matrices(self, calls: list[Call], scale: float, fresh: bool) -> Added:
-        sums = [self._sums[call.layer] for call in calls]
-        uses = [
-            MatrixUse(call.input, _gradient(call), into.weight, into.bias)
-            for call, into in zip(calls, sums, strict=True)
-        ]
-        rule = self.rule.of([into.number for into in sums])
-        norms, nonfinite = self._matrices.add(uses, rule, scale, fresh)
-        if fresh and sum(into.size for into in sums) < self._parameters.size:
-            used = {call.layer for call in calls}
-            for parameter, owner in self._owners.items():
-                if owner not in used:
-                    self._parameters.gradient_of(parameter).zero_()
+    def _add_matrices(self, calls: list[Call], samples: int, scale: float, fresh: bool) -> Added:
+        layers = [call.layer for call in calls]
+        made = self._matrices
+        if not made or made.layers != layers or made.sums.threads != torch.get_num_threads():
+            made = self._matrices = self._make_matrices(layers)
+        norms, nonfinite = made.sums.add(
+            [(call.input, _gradient(call)) for call in calls],
+            samples,
+            self.rule.of(made.numbers),
+            scale,
+            fresh,
+        )
+        if fresh:
+            for gradient in made.others:
+                gradient.zero_()
         return Added(norms, nonfinite)
+
+    def _make_matrices(self, layers: list[nn.Module]) -> _Matrices:
+        sums = [self._sums[layer] for layer in layers]
+        others = [p for p, owner in self._owners.items() if owner not in layers]
+        return _Matrices(
+            layers,
+            MatrixSums(sums),
+            [self._parameters.layer_of(cast(Tensor, layer.weight)) for layer in layers],
+            [self._parameters.gradient_of(parameter) for parameter in others],
+        )
 
 
 def _gradient(call: Call) -> Tensor:

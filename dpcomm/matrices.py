@@ -3,7 +3,7 @@ gradients in one native call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,52 +13,51 @@ from dpcomm import _core
 from dpcomm.privacy.clipping import ClipRule
 
 
-class MatrixUse(NamedTuple):
-    """A layer in a pass over B samples, all float32 on the CPU, and the sums of its gradients."""
+class LayerSums(NamedTuple):
+    """Where the gradients of a linear layer are added up, float32 without gaps."""
 
-    input: Tensor  # [B, d]
-    gradient: Tensor  # [B, o], of the output
-    weight_sum: Tensor  # [o, d], without gaps
-    bias_sum: Tensor | None  # [o]
+    weight: Tensor  # [o, d]
+    bias: Tensor | None  # [o]
 
 
 class MatrixSums:
-    """Adds up clipped gradients. Holds the scratch between calls: one call at a time."""
+    """Adds up the clipped gradients of some layers. Holds scratch: one call at a time."""
 
-    def __init__(self) -> None:
-        self._made_for: object = None
+    def __init__(self, layers: Sequence[LayerSums]) -> None:
+        self.layers = layers
+        self.threads = torch.get_num_threads()
+        places = [
+            (layer.weight.shape[1], layer.weight.shape[0], layer.weight.data_ptr(),
+             0 if layer.bias is None else layer.bias.data_ptr())
+            for layer in layers
+        ]  # fmt: skip
+        self._core = _core.GhostSum(places, self.threads)
 
     def add(
-        self, uses: Sequence[MatrixUse], rule: ClipRule, scale: float = 1.0, fresh: bool = False
+        self,
+        uses: Iterable[tuple[Tensor, Tensor]],
+        samples: int,
+        rule: ClipRule,
+        scale: float = 1.0,
+        fresh: bool = False,
     ) -> tuple[Tensor, int]:
-        """Adds to each layer's sums, which if `fresh` count as zero, those of `scale` times the
-        samples' gradients, clipped by the rule: of one norm, or of one for each of the layers.
+        """Adds to the sums, which if `fresh` count as zero, those of `scale` times the samples'
+        gradients, clipped by the rule: of one norm, or of one for each layer.
 
-        Returns the norms over all layers before clipping, [B] float64, and how many samples were
-        left out since theirs was not finite. The same bits for any number of threads. Raises
+        uses: of each layer its input [samples, d] and the gradient of its output [samples, o],
+            float32 on the CPU.
+
+        Returns the norms over all layers before clipping, [samples] float64, and how many samples
+        were left out since theirs was not finite. The same bits for any number of threads. Raises
         UsageError for a rule of another number of norms.
         """
-        samples = len(uses[0].input)
         norms = torch.empty(samples, dtype=torch.float64)
-        shapes, places, kept = [], [], []
-        for use in uses:
-            a, g = _rows(use.input), _rows(use.gradient)
-            kept += [a, g]  # until the call is over
-            shapes.append((a.shape[1], g.shape[1], use.bias_sum is not None))
-            bias = 0 if use.bias_sum is None else use.bias_sum.data_ptr()
-            places.append(
-                (a.data_ptr(), a.stride(0), g.data_ptr(), g.stride(0), use.weight_sum.data_ptr(),
-                 bias)
-            )  # fmt: skip
-        threads = torch.get_num_threads()
-        if self._made_for != (shapes, threads):
-            self._core = _core.GhostSum(shapes, threads)
-            self._made_for = shapes, threads
-        nonfinite = self._core.add(places, samples, scale, rule.core, norms.data_ptr(), not fresh)
-        return norms, nonfinite
+        held = [(_rows(a), _rows(g)) for a, g in uses]  # until the call is over
+        places = [(a.data_ptr(), a.stride(0), g.data_ptr(), g.stride(0)) for a, g in held]
+        core_rule, pointer = rule.core, norms.data_ptr()
+        return norms, self._core.add(places, samples, scale, core_rule, pointer, not fresh)
 
 
 def _rows(matrix: Tensor) -> Tensor:
     """The same, with rows that lie without gaps, apart from each other as they may be."""
-    gaps = matrix.shape[1] > 1 and matrix.stride(1) != 1
-    return matrix.contiguous() if gaps else matrix
+    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()

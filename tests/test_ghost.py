@@ -155,16 +155,15 @@ def test_matrices_give_the_same_bits_for_any_threads_and_vectors(shape):
     results = set()
     for threads in (1, 2, 3):
         for isa in ("generic", "avx2", "avx512"):
+            found, total = torch.empty(samples, dtype=torch.float64), torch.empty(rows.shape[1])
+            place = inputs, outputs, total.data_ptr(), total[inputs * outputs :].data_ptr()
             try:
-                ours = _core.GhostSum([(inputs, outputs, True)], threads, isa)
+                ours = _core.GhostSum([place], threads, isa)
             except UsageError:  # not on this processor
                 continue
-            found, total = torch.empty(samples, dtype=torch.float64), torch.empty(rows.shape[1])
-            bias = total[inputs * outputs :]
-            use = (a.data_ptr(), inputs, g.data_ptr(), outputs, total.data_ptr(), bias.data_ptr())
-            assert (
-                ours.add([use], samples, 1.0, as_rule(clip_norm).core, found.data_ptr(), False) == 0
-            )
+            use = a.data_ptr(), inputs, g.data_ptr(), outputs
+            rule = as_rule(clip_norm).core
+            assert ours.add([use], samples, 1.0, rule, found.data_ptr(), False) == 0
             results.add((total.numpy().tobytes(), found.numpy().tobytes()))
     assert len(results) == 1
     torch.testing.assert_close(found, norms, rtol=1e-7, atol=0)

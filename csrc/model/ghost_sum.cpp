@@ -14,14 +14,18 @@ decltype(&clip_panel<16>) loop_of(Isa isa) {
   return with_lanes(isa, [](auto lanes) { return &clip_panel<lanes>; });
 }
 
-std::vector<LinearLayer> layers_of(const std::vector<LinearShape>& shapes) {
-  std::vector<LinearLayer> layers;
-  for (const auto& [inputs, outputs, has_bias] : shapes) {
-    DPCOMM_CHECK(inputs > 0 && outputs > 0, UsageError, "a layer of ", inputs, " inputs and ",
-                 outputs, " outputs: give positive sizes");
-    layers.push_back({.inputs = inputs, .outputs = outputs, .has_bias = has_bias});
+std::vector<LinearLayer> linear(const std::vector<GhostLayer>& layers) {
+  std::vector<LinearLayer> result;
+  for (const GhostLayer& layer : layers) {
+    DPCOMM_CHECK(layer.inputs > 0 && layer.outputs > 0, UsageError, "a layer of ", layer.inputs,
+                 " inputs and ", layer.outputs, " outputs: give positive sizes");
+    result.push_back({.inputs = layer.inputs,
+                      .outputs = layer.outputs,
+                      .has_bias = layer.bias_sum != nullptr,
+                      .weight_sum = layer.weight_sum,
+                      .bias_sum = layer.bias_sum});
   }
-  return layers;
+  return result;
 }
 
 }  // namespace
@@ -37,18 +41,18 @@ struct GhostSum::Plan {
   decltype(&clip_panel<16>) clip_panel;
   std::vector<Scratch> scratches;  // of each thread
 
-  Plan(const std::vector<LinearShape>& shapes, int threads, Isa isa)
-      : panels(layers_of(shapes), threads, isa), clip_panel(loop_of(isa)), scratches(threads) {
+  Plan(const std::vector<GhostLayer>& layers, int threads, Isa isa)
+      : panels(linear(layers), threads, isa), clip_panel(loop_of(isa)), scratches(threads) {
     int widest = 0;
-    for (const LinearShape& shape : shapes) widest = std::max(widest, blocks_of(shape.outputs));
+    for (const GhostLayer& layer : layers) widest = std::max(widest, blocks_of(layer.outputs));
     for (Scratch& scratch : scratches) {
       scratch.floats = aligned_zeros(static_cast<std::size_t>(widest + 1) * kPanel * kPanel);
-      scratch.squares.resize(shapes.size() * kPanel);
+      scratch.squares.resize(layers.size() * kPanel);
     }
   }
 };
 
-GhostSum::GhostSum(const std::vector<LinearShape>& layers, int threads, Isa isa) {
+GhostSum::GhostSum(const std::vector<GhostLayer>& layers, int threads, Isa isa) {
   DPCOMM_CHECK(threads >= 1, UsageError, threads, " threads: give at least 1");
   plan_ = std::make_unique<Plan>(layers, threads, isa);
 }
@@ -57,17 +61,13 @@ GhostSum::GhostSum(GhostSum&&) noexcept = default;
 
 GhostSum::~GhostSum() = default;
 
-std::size_t GhostSum::add(std::span<const LinearUse> uses, std::size_t samples, float scale,
+std::size_t GhostSum::add(std::span<const GhostUse> uses, std::size_t samples, float scale,
                           const ClipRule& rule, double* norms, bool accumulate) {
   Plan& plan = *plan_;
-  const std::span<LinearLayer> layers = plan.panels.layers();
-  DPCOMM_CHECK(uses.size() == layers.size(), UsageError, uses.size(), " uses of ", layers.size(),
+  const std::size_t layers = plan.panels.layers().size();
+  DPCOMM_CHECK(uses.size() == layers, UsageError, uses.size(), " uses of ", layers,
                " layers: give one of each");
-  check(rule, layers.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    layers[l].weight_sum = uses[l].weight_sum;
-    layers[l].bias_sum = uses[l].bias_sum;
-  }
+  check(rule, layers);
   for (Plan::Scratch& scratch : plan.scratches) scratch.nonfinite = 0;
   plan.panels.sum(samples, accumulate, [&](int thread, const Chunk& chunk, const Panel& panel) {
     Plan::Scratch& scratch = plan.scratches[thread];

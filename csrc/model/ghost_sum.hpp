@@ -10,21 +10,19 @@
 
 namespace dpcomm {
 
-struct LinearShape {
+struct GhostLayer {
   int inputs;
   int outputs;
-  bool has_bias;
+  float* weight_sum;  // [outputs, inputs]
+  float* bias_sum;    // [outputs], or null where there is no bias
 };
 
-// One use of a linear layer by a batch: what entered, the loss gradients of what left, and where
-// the sums of its gradients go.
-struct LinearUse {
+// One use of a layer by a batch: what entered, and the loss gradients of what left.
+struct GhostUse {
   const float* inputs;  // [samples, inputs], rows `input_stride` apart
   std::size_t input_stride;
   const float* gradients;  // [samples, outputs], rows `gradient_stride` apart
   std::size_t gradient_stride;
-  float* weight_sum;  // [outputs, inputs]
-  float* bias_sum;    // [outputs]; not looked at if there is no bias
 };
 
 // The sums of clipped per-sample gradients of linear layers, none of which is ever formed.
@@ -33,7 +31,7 @@ struct LinearUse {
 class GhostSum {
  public:
   // UsageError for sizes or threads that are not positive.
-  explicit GhostSum(const std::vector<LinearShape>& layers, int threads = 1, Isa isa = best_isa());
+  explicit GhostSum(const std::vector<GhostLayer>& layers, int threads = 1, Isa isa = best_isa());
   GhostSum(GhostSum&&) noexcept;
   ~GhostSum();
 
@@ -43,7 +41,7 @@ class GhostSum {
   //
   // A sample whose gradient is not finite adds nothing; returns how many there were. The same bits
   // for any number of threads and any Isa. UsageError for a rule that does not fit the layers.
-  std::size_t add(std::span<const LinearUse> uses, std::size_t samples, float scale,
+  std::size_t add(std::span<const GhostUse> uses, std::size_t samples, float scale,
                   const ClipRule& rule, double* norms, bool accumulate);
 
  private:

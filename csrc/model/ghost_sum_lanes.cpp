@@ -11,30 +11,9 @@ constexpr int kCount = Lanes::kCount;
 
 int smaller(int a, int b) { return a < b ? a : b; }
 
-// In 32 partial sums, whatever the width of the vectors.
-double square_of(const float* row, int count) {
-  constexpr int kPartial = 32;
-  constexpr int kStep = kCount / 2;
-  Lanes::Double vectors[kPartial / kStep] = {};
-  int i = 0;
-  for (; i + kPartial <= count; i += kPartial) {
-#pragma GCC unroll 16
-    for (int k = 0; k < kPartial / kStep; ++k) {
-      vectors[k] = Lanes::add_square(vectors[k], Lanes::load_double(row + i + k * kStep));
-    }
-  }
-  double sums[kPartial];
-  std::memcpy(sums, vectors, sizeof sums);
-  for (int k = 0; i < count; ++i, ++k) sums[k] += static_cast<double>(row[i]) * row[i];
-  for (int width = kPartial / 2; width > 0; width /= 2) {
-    for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
-  }
-  return sums[0];
-}
-
 // Rows of inputs to the layer's features, [sample][feature] block by block.
-void pack_features(const Chunk& chunk, const LinearLayer& layer, const LinearUse& use,
-                   const Panel& panel, double* squares) {
+void pack_features(const Chunk& chunk, const LinearLayer& layer, const GhostUse& use,
+                   const Panel& panel) {
   for (int i = 0; i < kPanel; ++i) {
     const float* const row = use.inputs + (panel.first + i) * use.input_stride;
     for (int block = 0; block < blocks_of(layer.inputs); ++block) {
@@ -46,12 +25,33 @@ void pack_features(const Chunk& chunk, const LinearLayer& layer, const LinearUse
         std::memset(to, 0, width * sizeof(float));
       }
     }
-    squares[i] = i < panel.count ? square_of(row, layer.inputs) : 0;
+  }
+}
+
+// sums [kPanel] = of each sample's packed features, in eight partial sums whatever the width of the
+// vectors. Behind the last feature of the last block there are zeros.
+void feature_squares(const Chunk& chunk, const LinearLayer& layer, const Panel& panel,
+                     double* sums) {
+  constexpr int kStep = kCount / 2;
+  constexpr int kVectors = 8 / kStep;
+  for (int i = 0; i < kPanel; ++i) {
+    Lanes::Double vectors[kVectors] = {};
+    for (int block = 0; block < blocks_of(layer.inputs); ++block) {
+      const float* const from = features_of(chunk, layer, block, panel.index) + i * kPanel;
+#pragma GCC unroll 16
+      for (int k = 0; k < kPanel / kStep; ++k) {
+        Lanes::Double& sum = vectors[k % kVectors];
+        sum = Lanes::add_square(sum, Lanes::load_double(from + k * kStep));
+      }
+    }
+    double s[8];
+    std::memcpy(s, vectors, sizeof s);
+    sums[i] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   }
 }
 
 // scale * rows of gradients to the layer's deltas, [output][sample].
-void pack_deltas(const LinearLayer& layer, const LinearUse& use, float scale, const Panel& panel,
+void pack_deltas(const LinearLayer& layer, const GhostUse& use, float scale, const Panel& panel,
                  float* scratch) {
   constexpr int kBlock = kPanel * kPanel;
   for (int i = 0; i < kPanel; ++i) {
@@ -77,11 +77,12 @@ void pack_deltas(const LinearLayer& layer, const LinearUse& use, float scale, co
 template <>
 int clip_panel<kCount>(const GhostTask& task, const Panel& panel) {
   double* norm_squares = task.squares;
-  const LinearUse* use = task.uses;
+  const GhostUse* use = task.uses;
   for (const LinearLayer& layer : task.chunk.layers) {
     alignas(64) double of_inputs[kPanel];
     alignas(64) double of_deltas[kPanel];
-    pack_features(task.chunk, layer, *use, panel, of_inputs);
+    pack_features(task.chunk, layer, *use, panel);
+    feature_squares(task.chunk, layer, panel, of_inputs);
     pack_deltas(layer, *use, task.scale, panel, task.scratch);
     squares(deltas_of(layer, panel.index), layer.outputs, of_deltas);
     const double bias = layer.has_bias ? 1 : 0;

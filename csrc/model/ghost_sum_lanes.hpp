@@ -7,7 +7,7 @@ namespace dpcomm {
 
 struct GhostTask {
   Chunk chunk;
-  const LinearUse* uses;  // of each layer
+  const GhostUse* uses;  // of each layer
   float scale;
   ClipRule rule;
   float* scratch;   // of one thread: the widest layer's outputs in whole panels, and one more
