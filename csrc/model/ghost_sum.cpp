@@ -34,7 +34,6 @@ struct GhostSum::Plan {
   struct Scratch {
     AlignedFloats floats;
     std::vector<double> squares;
-    std::size_t nonfinite = 0;
   };
 
   Panels panels;
@@ -68,21 +67,18 @@ std::size_t GhostSum::add(std::span<const GhostUse> uses, std::size_t samples, f
   DPCOMM_CHECK(uses.size() == layers, UsageError, uses.size(), " uses of ", layers,
                " layers: give one of each");
   check(rule, layers);
-  for (Plan::Scratch& scratch : plan.scratches) scratch.nonfinite = 0;
-  plan.panels.sum(samples, accumulate, [&](int thread, const Chunk& chunk, const Panel& panel) {
+  const auto fill = [&](int thread, const Chunk& chunk, const Panel& panel) {
     Plan::Scratch& scratch = plan.scratches[thread];
-    scratch.nonfinite += plan.clip_panel({.chunk = chunk,
-                                          .uses = uses.data(),
-                                          .scale = scale,
-                                          .rule = rule,
-                                          .scratch = scratch.floats.get(),
-                                          .squares = scratch.squares.data(),
-                                          .norms = norms},
-                                         panel);
-  });
-  std::size_t nonfinite = 0;
-  for (const Plan::Scratch& scratch : plan.scratches) nonfinite += scratch.nonfinite;
-  return nonfinite;
+    return plan.clip_panel({.chunk = chunk,
+                            .uses = uses.data(),
+                            .scale = scale,
+                            .rule = rule,
+                            .scratch = scratch.floats.get(),
+                            .squares = scratch.squares.data(),
+                            .norms = norms},
+                           panel);
+  };
+  return plan.panels.sum(samples, accumulate, fill);
 }
 
 }  // namespace dpcomm

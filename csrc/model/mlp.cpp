@@ -44,7 +44,6 @@ struct Mlp::Plan {
   struct Scratch {
     AlignedFloats floats;  // of run_panel
     std::vector<double> squares;
-    std::size_t nonfinite = 0;
   };
 
   Panels panels;
@@ -102,7 +101,7 @@ struct Mlp::Plan {
       const auto behind = [at](auto* numbers, std::size_t of_one) {
         return numbers == nullptr ? nullptr : numbers + at * of_one;
       };
-      scratch.nonfinite += run_panel(
+      return run_panel(
           {.chunk = chunk, .layers = layers.data(), .loss = loss, .mode = mode, .rule = rule},
           {.panel = panel,
            .rows = samples.rows + at,
@@ -114,15 +113,8 @@ struct Mlp::Plan {
            .losses = behind(losses, 1),
            .norms = behind(norms, 1)});
     };
-    for (Scratch& scratch : scratches) scratch.nonfinite = 0;
-    if (mode == Mode::kEvaluate) {
-      panels.pass(samples.count, fill);
-    } else {
-      panels.sum(samples.count, accumulate, fill, beside);
-    }
-    std::size_t nonfinite = 0;
-    for (const Scratch& scratch : scratches) nonfinite += scratch.nonfinite;
-    return nonfinite;
+    return mode == Mode::kEvaluate ? panels.pass(samples.count, fill)
+                                   : panels.sum(samples.count, accumulate, fill, beside);
   }
 };
 

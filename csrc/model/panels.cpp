@@ -60,22 +60,26 @@ void Panels::reserve(std::size_t samples) {
   }
 }
 
-void Panels::sum(std::size_t samples, bool accumulate, const Fill& fill, const Beside& beside) {
+std::size_t Panels::sum(std::size_t samples, bool accumulate, const Fill& fill,
+                        const Beside& beside) {
   if (samples == 0 && !accumulate) {
     for (const LinearLayer& layer : layers_) {
       std::fill_n(layer.weight_sum, static_cast<std::size_t>(layer.inputs) * layer.outputs, 0.0f);
       if (layer.has_bias) std::fill_n(layer.bias_sum, layer.outputs, 0.0f);
     }
   }
-  run(samples, fill, beside, true, accumulate);
+  return run(samples, fill, beside, true, accumulate);
 }
 
-void Panels::pass(std::size_t samples, const Fill& fill) { run(samples, fill, {}, false, false); }
+std::size_t Panels::pass(std::size_t samples, const Fill& fill) {
+  return run(samples, fill, {}, false, false);
+}
 
-void Panels::run(std::size_t samples, const Fill& fill, const Beside& beside, bool sums,
-                 bool accumulate) {
+std::size_t Panels::run(std::size_t samples, const Fill& fill, const Beside& beside, bool sums,
+                        bool accumulate) {
   reserve(samples);
   const Chunk chunk{layers_, places_};
+  std::atomic<std::size_t> nonfinite{0};
   std::size_t others = beside.count;
   if (samples == 0) share(threads_, others, [&](int, std::size_t i) { beside.work(i); });
   for (std::size_t first = 0; first < samples; first += chunk_) {
@@ -84,10 +88,10 @@ void Panels::run(std::size_t samples, const Fill& fill, const Beside& beside, bo
     share(threads_, others + panels, [&](int thread, std::size_t i) {
       if (i < others) return beside.work(i);
       const std::size_t at = (i - others) * kPanel;
-      fill(thread, chunk,
-           {.index = i - others,
-            .first = first + at,
-            .count = static_cast<int>(std::min<std::size_t>(kPanel, count - at))});
+      const Panel panel{.index = i - others,
+                        .first = first + at,
+                        .count = static_cast<int>(std::min<std::size_t>(kPanel, count - at))};
+      if (const int some = fill(thread, chunk, panel)) nonfinite.fetch_add(some);
     });
     others = 0;
     if (!sums) continue;
@@ -95,6 +99,7 @@ void Panels::run(std::size_t samples, const Fill& fill, const Beside& beside, bo
       add_tile_(chunk, tiles_[t], panels, accumulate || first > 0);
     });
   }
+  return nonfinite;
 }
 
 }  // namespace dpcomm

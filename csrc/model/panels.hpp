@@ -30,19 +30,21 @@ class Panels {
   int threads() const { return threads_; }
 
   // fill(thread, chunk, panel) puts a panel's numbers into the layers' features and deltas, with
-  // zeros for deltas behind the last sample.
-  using Fill = std::function<void(int, const Chunk&, const Panel&)>;
+  // zeros for deltas behind the last sample; returns the samples that were not finite.
+  using Fill = std::function<int(int, const Chunk&, const Panel&)>;
 
   // Fills panels with all samples, and adds them to the layers' sums or, if not `accumulate`,
-  // begins those.
-  void sum(std::size_t samples, bool accumulate, const Fill& fill, const Beside& beside = {});
+  // begins those. Returns the samples that were not finite.
+  std::size_t sum(std::size_t samples, bool accumulate, const Fill& fill,
+                  const Beside& beside = {});
 
   // The same without the sums.
-  void pass(std::size_t samples, const Fill& fill);
+  std::size_t pass(std::size_t samples, const Fill& fill);
 
  private:
   void reserve(std::size_t samples);
-  void run(std::size_t samples, const Fill& fill, const Beside& beside, bool sums, bool accumulate);
+  std::size_t run(std::size_t samples, const Fill& fill, const Beside& beside, bool sums,
+                  bool accumulate);
 
   std::vector<LinearLayer> layers_;
   int threads_;
