@@ -74,26 +74,31 @@ void bind_cuda(py::module_& module) {
   module.def(
       "add_noise",
       [](PyPlace at, std::uintptr_t data, std::size_t count, std::uint64_t offset,
-         const NoiseSpec& spec, float scale) {
+         const NoiseSpec& spec, float scale, std::uintptr_t counter) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        add_noise_and_scale(pointer_to<float>(data), count, offset, spec, scale, place.handle());
+        add_noise(pointer_to<float>(data), count, offset, spec, scale, place.handle(),
+                  pointer_to<const std::uint64_t>(counter));
       },
       py::arg("place"), py::arg("data"), py::arg("count"), py::arg("offset"), py::arg("spec"),
-      py::arg("scale") = 1.0f);
+      py::arg("scale") = 1.0f, py::arg("counter") = 0);
 
   module.def(
       "update",
       [](PyPlace at, std::uintptr_t gradient, std::uintptr_t parameters,
          const std::vector<std::uintptr_t>& states, std::size_t count, std::uint64_t offset,
-         const NoiseSpec& spec, float scale, const Optimizer& optimizer) {
+         const NoiseSpec& spec, float scale, const Optimizer& optimizer, std::uintptr_t counter,
+         std::uintptr_t adam_corrections) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
-        update(shard_of(gradient, parameters, states, optimizer), count, offset, spec, scale,
-               optimizer, place.handle());
+        update(
+            shard_of(gradient, parameters, states, optimizer), count, offset, spec, scale,
+            optimizer, place.handle(),
+            {pointer_to<const std::uint64_t>(counter), pointer_to<const float>(adam_corrections)});
       },
       py::arg("place"), py::arg("gradient"), py::arg("parameters"), py::arg("states"),
-      py::arg("count"), py::arg("offset"), py::arg("spec"), py::arg("scale"), py::arg("optimizer"));
+      py::arg("count"), py::arg("offset"), py::arg("spec"), py::arg("scale"), py::arg("optimizer"),
+      py::arg("counter") = 0, py::arg("adam_corrections") = 0);
 
   // Of this module alone: _cuda and the tests' module may live in one process.
   py::class_<ClipPlan>(module, "ClipPlan", py::module_local())

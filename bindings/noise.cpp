@@ -21,7 +21,7 @@ void add_noise_to(std::uintptr_t data, std::size_t count, std::uint64_t offset,
                   const NoiseSpec& spec, float scale, int threads, const std::string& isa) {
   const Isa chosen = isa_of(isa);
   const py::gil_scoped_release unlocked;
-  add_noise_and_scale(pointer_to<float>(data), count, offset, spec, scale, threads, chosen);
+  add_noise(pointer_to<float>(data), count, offset, spec, scale, threads, chosen);
 }
 
 // The generators as their papers publish them, for the known-answer tests.

@@ -24,7 +24,7 @@ void private_step(Communicator& communicator, std::uintptr_t data, std::size_t c
                       .redop = RedOp::kSum};
   if (!algo.empty()) arguments.algorithm = algorithm_of(algo);
   arguments.epilogue = [&](void* done, std::size_t begin, std::size_t length) {
-    add_noise_and_scale(static_cast<float*>(done), length, offset + begin, spec, scale, threads);
+    add_noise(static_cast<float*>(done), length, offset + begin, spec, scale, threads);
   };
   const py::gil_scoped_release unlocked;
   communicator.all_reduce(arguments);

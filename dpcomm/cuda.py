@@ -38,9 +38,12 @@ def _plan(device: int, columns: tuple[int, ...], rows: int, dtype: str) -> Any:
     return kernels().clip_plan(device, [(0, count, count) for count in columns], rows, dtype)
 
 
-def add_noise_(view: arrays.Array, noise: _core.NoiseSpec, offset: int, scale: float) -> None:
-    """`dpcomm.add_noise_` for a buffer on a GPU."""
-    kernels().add_noise(place(view), view.pointer, view.count, offset, noise, scale)
+def add_noise_(
+    view: arrays.Array, noise: _core.NoiseSpec, offset: int, scale: float, counter: int = 0
+) -> None:
+    """`dpcomm.add_noise_` for a buffer on a GPU. What is at the address `counter` there, a uint64,
+    is added to the noise's step when the kernel runs: a CUDA graph repeats all else."""
+    kernels().add_noise(place(view), view.pointer, view.count, offset, noise, scale, counter)
 
 
 def update_(
@@ -49,11 +52,17 @@ def update_(
     offset: int,
     scale: float,
     optimizer: _core.Sgd | _core.Adam,
+    counter: int = 0,
+    adam_corrections: int = 0,
 ) -> None:
-    """`dpcomm.sgd_update_` and `dpcomm.adam_update_` on a GPU: gradient, parameters and states."""
+    """`dpcomm.sgd_update_` and `dpcomm.adam_update_` on a GPU: gradient, parameters and states.
+
+    counter: as in `add_noise_`; adam_corrections: likewise the address of two float32, lr over
+    1 - beta1^count and 1 over the root of 1 - beta2^count.
+    """
     gradient, parameters, *states = (view.pointer for view in views)
     kernels().update(place(views[0]), gradient, parameters, states, views[0].count, offset, noise,
-                     scale, optimizer)  # fmt: skip
+                     scale, optimizer, counter, adam_corrections)  # fmt: skip
 
 
 def clip_sum(

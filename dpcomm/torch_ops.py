@@ -23,17 +23,19 @@ _library.define(
     "clip_sum(Tensor[] grads, float clip_norm) -> (Tensor total, Tensor norms, Tensor nonfinite)"
 )
 _library.define(
-    "add_noise_(Tensor(a!) buffer, float std, str key, int step, int offset=0, "
+    "add_noise_(Tensor(a!) buffer, float std, str key, Tensor(b!) step, int offset=0, "
     "str generator='chacha20', float scale=1.0) -> ()"
 )
-_NOISE = "float std, str key, int step, int offset=0, str generator='chacha20', float scale=1.0"
+_NOISE = (
+    "float std, str key, Tensor(d!) step, int offset=0, str generator='chacha20', float scale=1.0"
+)
 _library.define(
     "sgd_update_(Tensor(a!) parameters, Tensor gradient, Tensor(b!)? momentum_buffer=None, *, "
     f"float lr, float momentum=0.0, float weight_decay=0.0, bool nesterov=False, {_NOISE}) -> ()"
 )
 _library.define(
     "adam_update_(Tensor(a!) parameters, Tensor gradient, Tensor(b!) exp_avg, "
-    "Tensor(c!) exp_avg_sq, *, int count, float lr=0.001, float[] betas=[0.9, 0.999], "
+    "Tensor(c!) exp_avg_sq, *, Tensor(e!) count, float lr=0.001, float[] betas=[0.9, 0.999], "
     "float eps=1e-8, float weight_decay=0.0, bool decoupled_weight_decay=False, "
     f"{_NOISE}) -> ()"
 )
@@ -49,15 +51,15 @@ def add_noise_(
     buffer: Tensor,
     std: float,
     key: str,
-    step: int,
+    step: Tensor,
     offset: int = 0,
     generator: str = "chacha20",
     scale: float = 1.0,
 ) -> Tensor:
     """`dpcomm.add_noise_` as an operator, with the key in hexadecimal: operators take no bytes.
 
-    A traced graph holds key and step as constants: trace anew for another step, and never run one
-    graph twice.
+    step: [] int64 on the buffer's device, raised by one: a graph that ran twice with a constant
+        would draw the same noise twice. The key is a constant of the graph: keep no such graph.
     """
     torch.ops.dpcomm.add_noise_(buffer, std, key, step, offset, generator, scale)
     return buffer
@@ -69,7 +71,7 @@ def sgd_update_(
     momentum_buffer: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """`dpcomm.sgd_update_` as an operator, with the key as in `add_noise_`."""
+    """`dpcomm.sgd_update_` as an operator, with key and step as in `add_noise_`."""
     torch.ops.dpcomm.sgd_update_(parameters, gradient, momentum_buffer, **settings)
     return parameters
 
@@ -77,7 +79,8 @@ def sgd_update_(
 def adam_update_(
     parameters: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, **settings: Any
 ) -> Tensor:
-    """`dpcomm.adam_update_` as an operator, with the key as in `add_noise_`."""
+    """`dpcomm.adam_update_` as an operator, with key and step as in `add_noise_`, and `count` a
+    tensor like `step`."""
     torch.ops.dpcomm.adam_update_(parameters, gradient, exp_avg, exp_avg_sq, **settings)
     return parameters
 
@@ -102,7 +105,7 @@ def _add_noise_(
     buffer: Tensor,
     std: float,
     key: str,
-    step: int,
+    step: Tensor,
     offset: int = 0,
     generator: str = "chacha20",
     scale: float = 1.0,

@@ -105,6 +105,8 @@ NOT_OURS = {
     "test_deterministic_run": SEEDED,
     "test_equivalent_to_one_batch": SEEDED,
     "test_global_seed": SEEDED,
+    # A hundred parameters: the sum of their squares is 15% off in three draws of ten.
+    "(CustomLayer and test_noise_level)": SEEDED,
 }
 FILES = (
     "batch_memory_manager_test.py",

@@ -35,14 +35,10 @@ std::array<std::uint32_t, 2> philox_key(const NoiseKey& key);
 // A standard normal: the plain definition that everything faster is tested against. std is unused.
 float noise_at(const NoiseSpec& spec, std::uint64_t element);
 
-// data[i] = fma(std, noise(offset + i), data[i]). UsageError where std is negative or not finite,
-// or offset + count passes 2^64.
-void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
-               int threads = 1, Isa isa = best_isa());
-
 // data[i] = fma(std, noise(offset + i), data[i]) * scale: the private step's epilogue, where scale
-// is one over the expected batch.
-void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
-                         const NoiseSpec& spec, float scale, int threads = 1, Isa isa = best_isa());
+// is one over the expected batch. UsageError where std is negative or not finite, or offset + count
+// passes 2^64.
+void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
+               float scale = 1, int threads = 1, Isa isa = best_isa());
 
 }  // namespace dpcomm

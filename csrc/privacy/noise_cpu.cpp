@@ -89,8 +89,8 @@ void parallel_tiles(int threads, std::size_t count, std::uint64_t offset,
   });
 }
 
-void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
-                         const NoiseSpec& spec, float scale, int threads, Isa isa) {
+void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
+               float scale, int threads, Isa isa) {
   const NoiseTask task = noise_task(spec, count, offset, scale);
   parallel_tiles(threads, count, offset, [&](std::size_t begin, std::size_t some) {
     switch (isa) {
@@ -104,11 +104,6 @@ void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
         return add_noise_lanes<16>(data + begin, some, offset + begin, task);
     }
   });
-}
-
-void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
-               int threads, Isa isa) {
-  add_noise_and_scale(data, count, offset, spec, 1.0f, threads, isa);
 }
 
 }  // namespace dpcomm

@@ -25,19 +25,15 @@ __global__ void __launch_bounds__(kNoiseWarps* kWarpSize)
 
 }  // namespace
 
-void add_noise_and_scale(float* data, std::size_t count, std::uint64_t offset,
-                         const NoiseSpec& spec, float scale, Stream stream) {
-  const NoiseTask task = noise_task(spec, count, offset, scale);
+void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
+               float scale, Stream stream, const std::uint64_t* counter) {
+  NoiseTask task = noise_task(spec, count, offset, scale);
+  task.counter = counter;
   if (count == 0) return;
   launch(noise_grid(count, offset), stream,
          spec.generator == Generator::kChaCha20 ? add_noise_kernel<Generator::kChaCha20>
                                                 : add_noise_kernel<Generator::kPhilox>,
          data, count, offset, task);
-}
-
-void add_noise(float* data, std::size_t count, std::uint64_t offset, const NoiseSpec& spec,
-               Stream stream) {
-  add_noise_and_scale(data, count, offset, spec, 1.0f, stream);
 }
 
 }  // namespace dpcomm

@@ -34,14 +34,14 @@ struct NoisePlace {
 template <Generator kGenerator>
 __device__ __forceinline__ void draw(const NoiseTask& task, const NoisePlace& place, float* noise) {
   std::uint32_t words[kRows];
+  const std::uint64_t step = task.step + (task.counter == nullptr ? 0 : *task.counter);
   if constexpr (kGenerator == Generator::kChaCha20) {
-    const auto input =
-        chacha20_input(Purpose::kNoise, place.tile * kNoiseLanes + place.lane, task.step);
+    const auto input = chacha20_input(Purpose::kNoise, place.tile * kNoiseLanes + place.lane, step);
     ChaCha20<std::uint32_t>::block(task.key, input.data(), words);
   } else {
     for (unsigned row = 0; row < kRows; row += 4) {
       const std::uint64_t block = (place.tile * kRows + row) / 4 * kNoiseLanes + place.lane;
-      std::uint64_t counter[4] = {block, block >> 32, task.step, task.step >> 32};
+      std::uint64_t counter[4] = {block, block >> 32, step, step >> 32};
       philox4x32<Scalar>(counter, task.key[0], task.key[1]);
       for (unsigned k = 0; k < 4; ++k) words[row + k] = static_cast<std::uint32_t>(counter[k]);
     }

@@ -15,6 +15,7 @@ struct NoiseTask {
   std::uint64_t step;
   float std;
   float scale;
+  const std::uint64_t* counter = nullptr;  // of a GPU, in its memory: added to `step` as it runs
 };
 
 // UsageError as in add_noise().

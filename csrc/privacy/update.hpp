@@ -38,7 +38,7 @@ struct UpdateShard {
   float* states[2];  // the first states_of(optimizer)
 };
 
-// With g = fma(std, noise(offset + i), gradient[i]) * scale, the bits of add_noise_and_scale(), one
+// With g = fma(std, noise(offset + i), gradient[i]) * scale, the bits of add_noise(), one
 // step of the optimizer on parameters[i] and states[.][i], in one pass over the memory. Its
 // operations, and their order, are those of update_rule.hpp: float32, each rounded, none fused, so
 // that every processor, and NumPy, gives the same bits.

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "privacy/noise_draw.cuh"
 #include "privacy/update_cuda.hpp"
 #include "privacy/update_rule.hpp"
@@ -12,7 +14,14 @@ constexpr unsigned kTogether = 4;  // rows whose loads are under way at the same
 template <Generator kGenerator, class Rule>
 __global__ void __launch_bounds__(kNoiseWarps* kWarpSize)
     update_kernel(UpdateShard shard, std::uint64_t count, std::uint64_t offset,
-                  const __grid_constant__ NoiseTask task, Rule rule) {
+                  const __grid_constant__ NoiseTask task, Rule rule,
+                  const float* adam_corrections) {
+  if constexpr (std::is_same_v<Rule, AdamRule>) {
+    if (adam_corrections != nullptr) {
+      rule.step_size = adam_corrections[0];
+      rule.root_factor = adam_corrections[1];
+    }
+  }
   const NoisePlace place(offset);
   float gradients[kRows];
   for (unsigned row = 0; row < kRows; ++row) {
@@ -46,8 +55,10 @@ __global__ void __launch_bounds__(kNoiseWarps* kWarpSize)
 }  // namespace
 
 void update(const UpdateShard& shard, std::size_t count, std::uint64_t offset,
-            const NoiseSpec& spec, float scale, const Optimizer& optimizer, Stream stream) {
-  const NoiseTask task = noise_task(spec, count, offset, scale);
+            const NoiseSpec& spec, float scale, const Optimizer& optimizer, Stream stream,
+            const Captured& captured) {
+  NoiseTask task = noise_task(spec, count, offset, scale);
+  task.counter = captured.counter;
   const UpdateRule rule = update_rule(optimizer);
   if (count == 0) return;
   std::visit(
@@ -55,7 +66,7 @@ void update(const UpdateShard& shard, std::size_t count, std::uint64_t offset,
         launch(noise_grid(count, offset), stream,
                spec.generator == Generator::kChaCha20 ? update_kernel<Generator::kChaCha20, Rule>
                                                       : update_kernel<Generator::kPhilox, Rule>,
-               shard, count, offset, task, one);
+               shard, count, offset, task, one, captured.adam_corrections);
       },
       rule);
 }

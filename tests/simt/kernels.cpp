@@ -38,7 +38,7 @@ class OnDevice {
 void noise(Generator generator, std::size_t count, std::uint64_t offset) {
   OnDevice<float> data(count, 1.0f);
   add_noise(data.data(), count, offset, {.key = {}, .generator = generator, .step = 1, .std = 1.0},
-            nullptr);
+            1.0f, nullptr);
 }
 
 void update_all(Generator generator, std::size_t count, std::uint64_t offset) {

@@ -33,6 +33,39 @@ def test_noise_has_the_bits_of_the_cpu(device, generator, count, offset):
     )
 
 
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_counter_on_the_device_is_added_to_the_step(device, generator):
+    """As a CUDA graph needs it, which repeats all arguments."""
+    expected = np.zeros(1000, np.float32)
+    noise = _core.NoiseSpec(KEY, 2**33 + 9, 0.7, generator)
+    _core.add_noise(expected.ctypes.data, 1000, 5, noise)
+    data = device.upload(np.zeros(1000, np.float32))
+    counter = device.pointer(at := device.upload(np.array([2**33], np.uint64)))
+    noise = _core.NoiseSpec(KEY, 9, 0.7, generator)
+    device.kernels.add_noise(device.place, device.pointer(data), 1000, 5, noise, counter=counter)
+    np.testing.assert_array_equal(device.download(data), expected, strict=True)
+    assert device.download(at)[0] == 2**33
+
+
+def test_an_update_takes_what_changes_from_the_device(device):
+    here = [np.full(1000, value, np.float32) for value in (0.5, 2, 0.1, 0.2)]
+    there = [device.upload(array.copy()) for array in here]
+    lr, beta1, beta2, count = 0.01, 0.9, 0.999, 7
+    gradient, parameters, *states = (array.ctypes.data for array in here)
+    noise, rule = _core.NoiseSpec(KEY, 12, 0.7), _core.Adam(lr, beta1, beta2, count=count)
+    _core.update(gradient, parameters, states, 1000, 5, noise, 0.125, rule)
+    corrections = np.array([lr / (1 - beta1**count), (1 - beta2**count) ** -0.5], np.float32)
+    kept = [device.upload(np.array([3], np.uint64)), device.upload(corrections)]
+    gradient, parameters, *states = map(device.pointer, there)
+    noise, rule = _core.NoiseSpec(KEY, 9, 0.7), _core.Adam(lr, beta1, beta2, count=1)
+    device.kernels.update(
+        device.place, gradient, parameters, states, 1000, 5, noise, 0.125, rule,
+        *map(device.pointer, kept),
+    )  # fmt: skip
+    for expected, data in zip(here, there, strict=True):
+        np.testing.assert_array_equal(device.download(data), expected, strict=True)
+
+
 OPTIMIZERS = {
     "sgd": (0, _core.Sgd(0.1, weight_decay=0.01)),
     "momentum": (1, _core.Sgd(0.1, 0.9, nesterov=True)),
