@@ -24,8 +24,9 @@ norm of at most the clip norm:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,6 +164,28 @@ def clip_parts(
     different batches.
     """
     rule = as_rule(clip_norm)
+    with _exact():
+        return _clip_parts(parts, rule, layers)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Products of float32 in float32, whatever is allowed around: narrower ones break the bound."""
+    with ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        backends: Any = torch.backends
+        if hasattr(backends.mkldnn, "matmul"):
+            for products in (backends.cuda.matmul, backends.mkldnn.matmul):
+                stack.callback(setattr, products, "fp32_precision", products.fp32_precision)
+                products.fp32_precision = "ieee"
+        else:  # before torch 2.9
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        yield
+
+
+def _clip_parts(parts: Sequence[Part], rule: ClipRule, layers: Sequence[int]) -> ClippedParts:
     measures = [part.measure() for part in parts]
     if len({len(measure.squares) for measure in measures}) != 1:
         sizes = [len(measure.squares) for measure in measures]
@@ -280,10 +303,13 @@ def _squares(rows: Tensor, dim: int) -> Tensor:
 def _scaled(rows: Tensor, factors: Tensor) -> Tensor:
     """rows [B, …] times factors [B], with products that are no normal numbers as zero.
 
-    Those round by more than one part in 2^24, which a large input would bring back above the norm.
+    Small ones round by more than one part in 2^24, which a large input would bring back above the
+    norm; a factor above 1, of automatic clipping, could make others infinite.
     """
     scaled = rows * factors.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
-    return scaled.masked_fill_(scaled.abs() < torch.finfo(scaled.dtype).tiny, 0)
+    magnitude = scaled.abs()
+    normal = (magnitude >= torch.finfo(scaled.dtype).tiny) & magnitude.isfinite()
+    return scaled.masked_fill_(~normal, 0)
 
 
 def _in_parts(find: Callable[..., Tensor], held: int, *tensors: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ module of nothing else, each used on one matrix, takes one native call.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from dpcomm._core import UsageError
 from dpcomm.matrices import LayerSums, MatrixSums
-from dpcomm.parts import Use, parts_of
+from dpcomm.parts import PlacedPart, Use, parts_of
 from dpcomm.privacy.clipping import ClipRule, as_rule
 from dpcomm.torch import FlatParameters, add_clipped, refuse_mixing
+
+logger = logging.getLogger("dpcomm")
 
 
 @dataclass
@@ -46,7 +49,9 @@ class _Linear(torch.autograd.Function):
         (gradient,) = gradients
         ctx.call.note(gradient)
         (weight,) = ctx.saved_tensors
-        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return gradient @ weight.to(gradient.dtype), None, None  # of half width under autocast
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,9 @@ class SampleHooks:
 
     `rule` is what bounds them, and may change between batches.
 
-    Raises UsageError for modules that mix samples, and for parameters that are used outside of a
-    layer of their own.
+    Raises UsageError for modules that mix samples, and for parameters that no layer holds. A use of
+    a parameter outside of its layers, as `F.linear(h, embedding.weight)`, is not seen: its part of
+    the gradient is left out, and a warning says so after the first batch.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class SampleHooks:
         self._mean = loss_reduction == "mean"
         self._calls: list[Call] = []
         self._forming = False  # per-sample gradients, by calling the layers again
+        self._looked = False  # for uses of parameters that no hook sees
+        self._names = {parameter: name for name, parameter in module.named_parameters()}
         self._owners: dict[Tensor, nn.Module] = {}
         self._tied: set[nn.Module] = set()
         self._sums: dict[nn.Module, LayerSums] = {}
@@ -101,6 +109,7 @@ class SampleHooks:
         for name, layer in module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             for parameter in own:
+                parameter.grad = None  # of an earlier training, which is not part of this one
                 if parameter in self._owners:
                     self._tied |= {layer, self._owners[parameter]}
                 self._owners[parameter] = layer
@@ -150,13 +159,18 @@ class SampleHooks:
         output.register_hook(call.note)
         self._calls.append(call)
 
-    def waiting(self) -> bool:
-        """Whether samples were passed backward and not added yet."""
-        return any(call.gradient is not None for call in self._calls)
+    def waiting(self) -> int:
+        """How many samples were passed backward and not added yet."""
+        passed = [call.input.shape[0] for call in self._calls if call.gradient is not None]
+        return max(passed, default=0)
 
     def forget(self) -> None:
         """Drops what was noted and not added."""
         self._calls.clear()
+
+    def forget_passed(self) -> None:
+        """The same, but for what has yet to be passed backward."""
+        self._calls = [call for call in self._calls if call.gradient is None]
 
     def add_up(self, fresh: bool = False) -> Added | None:
         """Adds the samples' clipped gradients to the flat gradient, which if `fresh` counts as
@@ -176,15 +190,24 @@ class SampleHooks:
         by_layer: dict[nn.Module, list[Call]] = {}
         for call in calls:
             by_layer.setdefault(call.layer, []).append(call)
+        if not self._looked:
+            self._look_for_other_uses(by_layer)
         if not self._tied and all(map(self._is_matrix, by_layer.values())):
             return self._add_matrices(
                 [uses[0] for uses in by_layer.values()], samples, scale, fresh
             )
         if fresh:
             self._parameters.gradient.zero_()
+        placed = self._parts_of(by_layer, scale)
+        clipped = add_clipped(placed, self._parameters, self.rule)
+        return Added(clipped.norms, clipped.nonfinite)
+
+    def _parts_of(
+        self, by_layer: dict[nn.Module, list[Call]], scale: float = 1.0
+    ) -> list[PlacedPart]:
         self._forming = True
         try:
-            placed = parts_of(
+            return parts_of(
                 {
                     layer: [Use(call.input, _gradient(call) * scale) for call in noted]
                     for layer, noted in by_layer.items()
@@ -192,14 +215,36 @@ class SampleHooks:
             )
         finally:
             self._forming = False
-        clipped = add_clipped(placed, self._parameters, self.rule)
-        return Added(clipped.norms, clipped.nonfinite)
+
+    def _look_for_other_uses(self, by_layer: dict[nn.Module, list[Call]]) -> None:
+        """Warns of parameters whose plain gradient is more than their layers': none for linear
+        ones, which form none, and for others the sum of what the hooks saw."""
+        self._looked = True
+        forming = {layer: noted for layer, noted in by_layer.items() if layer not in self._sums}
+        seen: dict[Tensor, Tensor] = {}
+        for part, parameters, rows in self._parts_of(forming):
+            samples = len(next(iter(forming.values()))[0].input)
+            sums = part.weighted(torch.ones(samples, device=parameters[0].device))
+            for parameter, total in zip(parameters, sums, strict=True):
+                known = seen.setdefault(parameter, torch.zeros_like(parameter))[rows]
+                known += total.view_as(known)
+        for parameter, name in self._names.items():
+            if (plain := parameter.grad) is None:
+                continue
+            unseen = plain - seen.get(parameter, torch.zeros_like(plain))
+            if unseen.norm() > 1e-2 * plain.norm():
+                logger.warning(
+                    "%s has a gradient beside its layer's, by a use outside of the layer or a term "
+                    "of the loss on parameters alone: it is left out. Layers that share a weight "
+                    "hold the same parameter each; weight decay is the optimizer's",
+                    name,
+                )
 
     def _is_matrix(self, uses: list[Call]) -> bool:
-        """A linear layer used once on [B, inputs]."""
-        x = uses[0].input
-        once = len(uses) == 1 and x.dim() == 2 and x.dtype == torch.float32
-        return once and uses[0].layer in self._sums
+        """A linear layer used once on [B, inputs], in float32."""
+        x, gradient = uses[0].input, _gradient(uses[0])
+        once = len(uses) == 1 and x.dim() == 2 and uses[0].layer in self._sums
+        return once and x.dtype == gradient.dtype == torch.float32
 
     def _add_matrices(self, calls: list[Call], samples: int, scale: float, fresh: bool) -> Added:
         layers = [call.layer for call in calls]

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+from torch.utils.data.distributed import DistributedSampler
 
 from dpcomm._core import UsageError
 from dpcomm.privacy.sampling import poisson_sample, truncated_sample
@@ -35,6 +42,12 @@ class PrivateLoader:
             raise UsageError(
                 "the loader has no batch_size, or its data set no length: Poisson sampling needs "
                 "both; give a DataLoader(dataset, batch_size=…) of a map-style data set"
+            )
+        if type(loader.sampler) not in (SequentialSampler, RandomSampler, DistributedSampler):
+            raise UsageError(
+                f"the loader draws by a {type(loader.sampler).__name__}: batches are Poisson "
+                "samples of the whole data set; to keep records out give "
+                "torch.utils.data.Subset(dataset, ids)"
             )
         self.records = len(loader.dataset)
         if not 0 < loader.batch_size <= self.records:

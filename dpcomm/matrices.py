@@ -3,13 +3,14 @@ gradients in one native call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dpcomm import _core
+from dpcomm._core import UsageError
 from dpcomm.privacy.clipping import ClipRule
 
 
@@ -35,7 +36,7 @@ class MatrixSums:
 
     def add(
         self,
-        uses: Iterable[tuple[Tensor, Tensor]],
+        uses: Sequence[tuple[Tensor, Tensor]],
         samples: int,
         rule: ClipRule,
         scale: float = 1.0,
@@ -49,8 +50,12 @@ class MatrixSums:
 
         Returns the norms over all layers before clipping, [samples] float64, and how many samples
         were left out since theirs was not finite. The same bits for any number of threads. Raises
-        UsageError for a rule of another number of norms.
+        UsageError for a rule of another number of norms, and for other tensors.
         """
+        for use in uses:
+            if any(x.dtype != torch.float32 or not x.is_cpu for x in use):
+                told = " and ".join(f"{x.dtype} on {x.device}" for x in use)
+                raise UsageError(f"a layer was used with {told}: give float32 on the CPU")
         norms = torch.empty(samples, dtype=torch.float64)
         held = [(_rows(a), _rows(g)) for a, g in uses]  # until the call is over
         places = [(a.data_ptr(), a.stride(0), g.data_ptr(), g.stride(0)) for a, g in held]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 from dataclasses import asdict
@@ -101,17 +102,17 @@ def make_private(
             truncated_batch_size=truncated_batch_size, records=loader.records,
         )  # fmt: skip
     adaptive = Adaptive(
-        unclipped_num_std or loader.expected_batch / 20,
+        loader.expected_batch / 20 if unclipped_num_std is None else unclipped_num_std,
         target_unclipped_quantile,
         clipbound_learning_rate,
     )
     plan = Plan(
         records=loader.records,
         sample_rate=loader.sample_rate,
-        steps=(epochs or 1) * len(loader),
+        steps=(1 if epochs is None else epochs) * len(loader),
         clip_norm=max_grad_norm,
         noise_multiplier=noise_multiplier,
-        delta=target_delta or default_delta(loader.records),
+        delta=default_delta(loader.records) if target_delta is None else target_delta,
         clipping=clipping,
         adaptive=adaptive if clipping == "adaptive" else None,
         truncated_batch_size=truncated_batch_size,
@@ -166,6 +167,7 @@ class PrivateOptimizer:
         self._loader = loader
         self._toll: Toll | None = None
         self._earlier: list[Steps | Release] = []  # what the ledger held
+        self._unsafe = plan.noise == UNSAFE  # or some of what the ledger held
         self._sharded: ShardedOptimizer | None = None
         if (native := native_form(original)) is not None and not original.state:
             self._sharded = ShardedOptimizer(
@@ -191,13 +193,15 @@ class PrivateOptimizer:
     def keep(self, path: str | os.PathLike[str]) -> None:
         """Pays for steps in the ledger at `path` from here on. Collective."""
         step = self._private_step
-        ledger, held = None, []
+        ledger, content = None, b""
         if step.comm.rank == 0:
             ledger = Ledger(path)
-            held = ledger.spent()
+            held = {"spent": [asdict(spent) for spent in ledger.spent()], "unsafe": ledger.unsafe()}
+            content = json.dumps(held).encode()
             ledger.launch(secrets.token_hex(8), self.plan, step.comm.size, step.key_hash)
-        content = json.dumps([asdict(spent) for spent in held]).encode()
-        for spent in json.loads(shared_bytes(step.comm, content)):
+        held = json.loads(shared_bytes(step.comm, content))
+        self._unsafe = self._unsafe or held["unsafe"]
+        for spent in held["spent"]:
             self._earlier.append(Steps(**spent) if "count" in spent else Release(**spent))
         self._toll = Toll(step.comm, ledger, self.plan)
 
@@ -214,7 +218,7 @@ class PrivateOptimizer:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops what was passed backward since the last step; parts of a batch already stepped on
         stay."""
-        self._hooks.forget()
+        self._hooks.forget_passed()
         for parameter in self._parameters.all:
             parameter.grad = None
 
@@ -305,17 +309,19 @@ class PrivateOptimizer:
         return self._sharded.load_state_dict(ours)
 
     def get_epsilon(self, delta: float) -> float:
-        """ε of the steps taken so far, and of what the ledger, if there is one, held before."""
+        """ε of the steps taken so far, and of what the ledger, if there is one, held before;
+        infinite where a seed gave some of the noise."""
+        if self._unsafe:
+            return math.inf
         spent = [*self._earlier, self.plan.spending(self._private_step.steps)]
         return accounting.composed_epsilon(spent, delta, self.plan.accountant)
 
     def _gather(self) -> None:
-        if not self._hooks.waiting():
+        samples = self._hooks.waiting()
+        if not samples:
             return
         fresh = self._begun is None
-        if fresh:
-            self._begun = self._of
-        if self._begun != self._of:
+        if not fresh and self._begun != self._of:
             raise UsageError(
                 "two batches were passed backward for one step: a record in both would count "
                 "twice; step after each, and to hold less at once give max_physical_batch_size"
@@ -325,14 +331,15 @@ class PrivateOptimizer:
                 "a batch was passed backward twice for one step: its records would count twice; "
                 "add the losses and pass their sum backward, once"
             )
+        if samples > self._part_size:
+            raise UsageError(
+                f"{samples} samples were passed backward, of a batch of {self._part_size}: a "
+                "record that is there several times would count as often; pass what the loader "
+                "gives, each sample once"
+            )
         self._added = self._part
         added = self._hooks.add_up(fresh)
-        if added and len(added.norms) > self._part_size:
-            raise UsageError(
-                f"{len(added.norms)} samples were passed backward, of a batch of "
-                f"{self._part_size}: a record that is there several times would count as often; "
-                "pass what the loader gives, each sample once"
-            )
+        self._begun = self._of
         if added and self.plan.adaptive:
             self._seen += seen(added.norms, added.nonfinite, self._hooks.rule)
 

@@ -151,13 +151,14 @@ def test_truncated_batches_are_no_larger_over_all_ranks_and_cost_more():
             sizes.append(len(x))
             loss(model(x), y).backward()
             optimizer.step()
-        return sizes, optimizer.get_epsilon(1e-3)
+        return sizes, optimizer.plan.spending(10)
 
-    (alone, epsilon), *_ = results(run_threads(1, body))
+    (alone, spent), *_ = results(run_threads(1, body))
     spread = results(run_threads(4, body))
     totals = [sum(sizes) for sizes in zip(*(sizes for sizes, _ in spread), strict=True)]
     assert alone == totals
     assert max(totals) == 38 > min(totals)
+    epsilon = accounting.composed_epsilon([spent], 1e-3)
     told = {"truncated_batch_size": 38, "records": RECORDS}
     assert epsilon == accounting.epsilon(BATCH / RECORDS, 1.0, 10, 1e-3, **told)
     assert epsilon > accounting.epsilon(BATCH / RECORDS, 1.0, 10, 1e-3)

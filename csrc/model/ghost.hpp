@@ -25,7 +25,7 @@
 // A sample whose norm is certainly within clip_norm is taken as it is; with a stability above 0
 // (clip_rule.hpp) none is, and the norm in the quotient is larger by the stability, so that the
 // factor is smaller than the one above. That one may be above 1, which the bounds on rounding
-// allow.
+// allow; a product that overflows is replaced by zero too.
 
 namespace dpcomm {
 

@@ -23,14 +23,16 @@ inline void squares(const float* x, int rows, double* sums) {
   }
 }
 
-// x [rows, kPanel] *= factors [kPanel], with products that are no normal numbers as zero.
+// x [rows, kPanel] *= factors [kPanel], with products that are no normal numbers as zero: small
+// ones round by more, and a factor above 1 could make others infinite.
 inline void scale(const float* factors, int rows, float* x) {
   for (int row = 0; row < rows; ++row) {
     for (int lane = 0; lane < kPanel; lane += Lanes::kCount) {
       const Lanes::Float product =
           Lanes::load(x + row * kPanel + lane) * Lanes::load(factors + lane);
       const Lanes::Word exponent = Lanes::bits(product) & 0x7f800000u;
-      Lanes::store(x + row * kPanel + lane, exponent == 0 ? Lanes::Float{} : product);
+      const auto abnormal = (exponent == 0) | (exponent == 0x7f800000u);
+      Lanes::store(x + row * kPanel + lane, abnormal ? Lanes::Float{} : product);
     }
   }
 }

@@ -19,6 +19,7 @@ model costs is its run's steps and all releases; what all of them cost together 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -45,7 +46,8 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")  # noqa: SIM115  held, and locked, while the job lives
+        # Held, and locked, while the job lives. Unbuffered: what failed is not written later.
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -133,10 +135,16 @@ class Ledger:
         """Steps that were paid for by the run."""
         return sum(spent.count for spent in self.spent(run) if isinstance(spent, Steps))
 
+    def unsafe(self, run: str | None = None) -> bool:
+        """Whether a seed gave some of the noise."""
+        launches = [line for line in self.lines if line["kind"] == "launch"]
+        return any(
+            line["plan"]["noise"] == UNSAFE and run in (None, line["run"]) for line in launches
+        )
+
     def epsilon(self, delta: float, accountant: str = "pld", run: str | None = None) -> float:
         """ε at `delta` of what `spent` gives; infinite where a seed gave some of the noise."""
-        launches = [line for line in self.lines if line["kind"] == "launch"]
-        if any(line["plan"]["noise"] == UNSAFE and run in (None, line["run"]) for line in launches):
+        if self.unsafe(run):
             return math.inf
         return accounting.composed_epsilon(self.spent(run), delta, accountant)
 
@@ -162,9 +170,15 @@ class Ledger:
         self._file.close()
 
     def _append(self, lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text = json.dumps(line).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)  # no half of a line before a later one
+            raise
         lines.append(line)
 
 
@@ -188,13 +202,13 @@ class Toll:
         if self._paid == 0:
             if self._planned == 0:
                 raise UsageError("more steps than were announced: begin a new launch")
-            self._paid = AHEAD
-            if self._planned is not None:
-                self._paid = min(AHEAD, self._planned)
-                self._planned -= self._paid
+            count = AHEAD if self._planned is None else min(AHEAD, self._planned)
             if self._ledger is not None:
-                self._ledger.pay(self._plan, self._paid)
+                self._ledger.pay(self._plan, count)
             self._comm.barrier()  # nobody goes on before rank 0's write is durable
+            self._paid = count
+            if self._planned is not None:
+                self._planned -= count
         self._paid -= 1
 
 
