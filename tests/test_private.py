@@ -193,8 +193,10 @@ def test_noise_has_its_standard_deviation():
 
 def test_epsilon_is_that_of_the_steps_taken():
     def body(comm):
-        model, optimizer, loader = private(comm, target_epsilon=2.0, target_delta=1e-4, epochs=2,
-                                           noise_multiplier=None, accountant="rdp", unsafe_seed=None)  # fmt: skip
+        model, optimizer, loader = private(
+            comm, target_epsilon=2.0, target_delta=1e-4, epochs=2, noise_multiplier=None,
+            accountant="rdp", unsafe_seed=None,
+        )  # fmt: skip
         seen = [optimizer.get_epsilon(1e-4)]
         for _ in range(2):
             for x, y in loader:
