@@ -50,13 +50,17 @@ def check(comm: dpcomm.Communicator, index: int) -> list[str]:
 
 
 def rank_main(out: str | None) -> int:
+    import torch
+
     comm = dpcomm.init()
     index, device = gpu.choose(comm)
     wrong = check(comm, index)
     if comm.rank == 0:
         print(f"# {device}", record.heading(), sep="\n", flush=True)
     records = []
-    plan = sweep.Sweep("all_reduce", SIZES, algorithms=ALGORITHMS, gpu=index)
+    # torch's own communicator does not let ranks share a GPU.
+    peers = ("nccl",) if torch.cuda.device_count() >= comm.size else ()
+    plan = sweep.Sweep("all_reduce", SIZES, algorithms=ALGORITHMS, peers=peers, gpu=index)
     for measured in sweep.run(comm, plan):
         records.append(measured)
         if comm.rank == 0:

@@ -117,16 +117,18 @@ void bind_cuda(py::module_& module) {
       "clip_sum",
       [](PyPlace at, const ClipPlan& plan, const PyBlocks& blocks, std::size_t rows,
          const std::string& dtype, double clip_norm, double stability, std::uintptr_t total,
-         std::uintptr_t norms, std::uintptr_t nonfinite, std::uintptr_t workspace) {
+         std::uintptr_t norms, std::uintptr_t nonfinite, std::uintptr_t workspace,
+         std::uintptr_t sample_norms) {
         const Place place = place_of(at);
         const DeviceGuard guard(place.device);
         clip_sum(plan, grads_of(blocks), rows, dtype_of(dtype), clip_norm, stability,
                  pointer_to<float>(total), pointer_to<double>(norms),
-                 pointer_to<std::int64_t>(nonfinite), pointer_to<void>(workspace), place.handle());
+                 pointer_to<const double>(sample_norms), pointer_to<std::int64_t>(nonfinite),
+                 pointer_to<void>(workspace), place.handle());
       },
       py::arg("place"), py::arg("plan"), py::arg("blocks"), py::arg("rows"), py::arg("dtype"),
       py::arg("clip_norm"), py::arg("stability"), py::arg("total"), py::arg("norms"),
-      py::arg("nonfinite"), py::arg("workspace"));
+      py::arg("nonfinite"), py::arg("workspace"), py::arg("sample_norms") = 0);
 }
 
 }  // namespace dpcomm

@@ -20,8 +20,8 @@
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of dpcomm.";
   dpcomm::bind_errors(module);
-  dpcomm::bind_clip(module);
   dpcomm::bind_clip_rule(module);
+  dpcomm::bind_clip(module);
   dpcomm::bind_gather(module);
   dpcomm::bind_ghost(module);
   dpcomm::bind_records(module);

@@ -132,7 +132,12 @@ def buffer(array: Any, name: str, dtypes: tuple[str, ...], gpu: bool = False) ->
     return described
 
 
-def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+def pointer(array: Any) -> int:
+    """The address of a torch tensor or a NumPy array."""
+    return array.data_ptr() if _is_torch(array) else _core.array_pointer(array)
+
+
+def empty(like: Any, shape: int | tuple[int, ...], dtype: str) -> Any:
     """A new array of `like`'s library and device: a torch tensor for one, else a NumPy array."""
     if _is_torch(like):
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))

@@ -71,11 +71,13 @@ def clip_sum(
     blocks: list[tuple[int, int, int]],
     clip_norm: float,
     stability: float,
+    sample_norms: Any = None,
 ) -> tuple[Any, Any, Any]:
     """`dpcomm.clip_sum` on a GPU: total, norms, and the count as a tensor, so that nothing waits.
 
     like: a tensor on the device; view: the first gradients; blocks: address, columns and row stride
-        of each gradients.
+        of each gradients; sample_norms: where these are one of several layers, the norms [B] over
+        all of them: a sample that is not finite there adds nothing.
     """
     rows = view.shape[0]
     at = place(view)
@@ -85,6 +87,8 @@ def clip_sum(
     norms = arrays.empty(like, (rows,), "float64")
     nonfinite = arrays.empty(like, (), "int64")
     workspace = arrays.empty(like, (plan.workspace_bytes,), "uint8")
-    pointers = (arrays.describe(x).pointer for x in (total, norms, nonfinite, workspace))
+    pointers = [arrays.pointer(x) for x in (total, norms, nonfinite, workspace)]
+    if sample_norms is not None:
+        pointers.append(arrays.pointer(sample_norms))
     kernels().clip_sum(at, plan, blocks, rows, view.dtype, clip_norm, stability, *pointers)
     return total, norms, nonfinite

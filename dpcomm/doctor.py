@@ -78,6 +78,18 @@ def _mpirun(facts: dict[str, Any]) -> Check:
     return result(f"exit code {run.returncode}: {run.stderr[-200:]}", fix)
 
 
+def _nccl(facts: dict[str, Any]) -> Check:
+    def result(found: str, fix: str = "") -> Check:
+        return Check("NCCL", "collectives of CUDA tensors", found, fix)
+
+    nccl = facts["nccl"]
+    if "version" in nccl:
+        return result(f"{nccl['version']} in {nccl['library']}")
+    if facts["gpus"] == 0:
+        return result("none, and no GPU that would need it")
+    return result(nccl["none"], "pip install nvidia-nccl-cu13, or set DPCOMM_NCCL to libnccl.so.2")
+
+
 def _shm(facts: dict[str, Any]) -> Check:
     free = facts["shm_free_mib"]
     found = "missing" if free is None else f"{free} MiB free"
@@ -163,6 +175,7 @@ CHECKS: tuple[Callable[[dict[str, Any]], Check], ...] = (
     _one_mpi,
     _mpi_module,
     _mpirun,
+    _nccl,
     _shm,
     _package("torch", "dpcomm.train"),
     _package("dp-accounting", "dpcomm.train"),

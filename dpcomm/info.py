@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import importlib.util
 import json
 import os
@@ -60,6 +61,16 @@ def java() -> str | None:
     return run.stderr.splitlines()[0] if run.returncode == 0 and run.stderr else None
 
 
+def nccl() -> dict[str, str]:
+    """Version and library of NCCL, or why there is none."""
+    try:
+        from dpcomm import nccl
+
+        return {"version": nccl.version(), "library": nccl.library()}
+    except (ImportError, OSError) as error:
+        return {"none": str(error).splitlines()[0]}
+
+
 def facts() -> dict[str, Any]:
     """Everything, without starting MPI, CUDA or a JVM."""
     model, features = _processor()
@@ -76,6 +87,8 @@ def facts() -> dict[str, Any]:
         "modules": [name for name in modules if importlib.util.find_spec(f"dpcomm.{name}")],
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "mpirun": shutil.which("mpirun"),
+        "nccl": nccl(),
+        "gpus": len(glob.glob("/dev/nvidia[0-9]*")),
         "java": java(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("DPCOMM_")},
     }

@@ -37,13 +37,21 @@ class Place:
 
 
 def library() -> str:
-    """Where torch's wheel of NCCL lies, or the name by which the system's is found."""
+    """DPCOMM_NCCL, or where torch's wheel of NCCL lies, or the name of the system's."""
+    if named := os.environ.get("DPCOMM_NCCL"):
+        return named
     spec = importlib.util.find_spec("nvidia.nccl") if importlib.util.find_spec("nvidia") else None
     for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / "lib" / "libnccl.so.2"
         if path.exists():
             return str(path)
     return "libnccl.so.2"
+
+
+def version() -> str:
+    """Of the library, as "2.30.4"; opens it, which touches no GPU. Raises EnvironmentError where
+    that cannot be, or it is too old."""
+    return _text(_core.NcclLibrary(library()).version)
 
 
 def gpu(comm: Communicator) -> int:

@@ -33,10 +33,10 @@ os.waitpid(child, 0)
 """
 
 
-def started(library: str) -> list[int]:
+def started(library: str, **environment: str) -> list[int]:
     """Threads that a kernel on two starts: at first, again, and first in a forked child."""
     # Nothing else may start threads beside them.
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-c", PROGRAM, library]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
@@ -49,3 +49,7 @@ def test_kernels_start_helpers_once_and_anew_after_a_fork() -> None:
 
 def test_kernels_use_the_workers_of_torch_where_it_is_loaded_and_not_after_a_fork() -> None:
     assert started("torch") == [0, 0, 1]
+
+
+def test_kernels_start_helpers_where_openmp_has_no_worker_to_give() -> None:
+    assert started("torch", OMP_THREAD_LIMIT="1") == [1, 0, 1]

@@ -25,15 +25,15 @@ struct Region {
   const Runtime& runtime;
   int parts;
   const Work& work;
+  std::atomic<bool> ran = false;
 };
 
 // The runtime may give fewer threads than asked: inside another region, one.
 void run_region(void* data) {
-  const Region& region = *static_cast<const Region*>(data);
-  const int threads = region.runtime.num_threads();
-  for (int part = region.runtime.thread_num(); part < region.parts; part += threads) {
-    region.work(part);
-  }
+  Region& region = *static_cast<Region*>(data);
+  if (region.runtime.num_threads() != region.parts) return;
+  region.work(region.runtime.thread_num());
+  region.ran.store(true, std::memory_order_relaxed);
 }
 
 // How many objects this process ever loaded: a loaded runtime changes it.
@@ -106,7 +106,7 @@ bool run_on_openmp(int parts, const Work& work) {
   if (!runtime.parallel) return false;
   Region region{runtime, parts, work};
   runtime.parallel(&run_region, &region, static_cast<unsigned>(parts), 0);
-  return true;
+  return region.ran;
 }
 
 }  // namespace dpcomm

@@ -93,6 +93,14 @@ Helpers& helpers_for(int threads) {
 
 }  // namespace
 
+void Barrier::wait() {
+  const unsigned meeting = meetings_.load(std::memory_order_relaxed);
+  if (missing_.fetch_sub(1, std::memory_order_acq_rel) > 1) return wait_while(meetings_, meeting);
+  missing_.store(threads_, std::memory_order_relaxed);
+  meetings_.fetch_add(1, std::memory_order_release);
+  meetings_.notify_all();
+}
+
 void parallel(int threads, const Work& work) {
   if (threads <= 1) {
     work(0);

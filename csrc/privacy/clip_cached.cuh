@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kClipThreads, 1)
       if (lane == 0) {
         const double norm = ::sqrt(sum);
         if (blockIdx.x == 0) task.norms[row] = norm;
-        told_factor = factor_of(task, norm);
+        told_factor = factor_of(task, row, norm);
       }
     }
     __syncthreads();

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kClipThreads, 1)
         if (lane == 0) {
           const double norm = ::sqrt(sum);
           if (member == 0) task.norms[row] = norm;
-          factors[warp] = factor_of(task, norm);
+          factors[warp] = factor_of(task, row, norm);
         }
       }
       __syncthreads();
@@ -311,7 +311,7 @@ ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dt
 
 void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size_t rows,
               DType dtype, double clip_norm, double stability, float* total, double* norms,
-              std::int64_t* nonfinite, void* workspace, Stream stream) {
+              const double* sample_norms, std::int64_t* nonfinite, void* workspace, Stream stream) {
   check({std::span(&clip_norm, 1), stability}, 1);
   DPCOMM_CHECK(blocks.size() <= kMaxGradBlocks, UsageError, blocks.size(),
                " gradient tensors: concatenate them to at most ", kMaxGradBlocks);
@@ -322,6 +322,7 @@ void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size
                    .plan = plan,
                    .sums = total,
                    .norms = norms,
+                   .sample_norms = sample_norms,
                    .block_count = static_cast<unsigned>(blocks.size())};
   std::copy(blocks.begin(), blocks.end(), task.block);
   lay_out(task, blocks, static_cast<std::byte*>(workspace));

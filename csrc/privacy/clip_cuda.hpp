@@ -29,13 +29,16 @@ struct ClipPlan {
 
 ClipPlan clip_plan(std::span<const GradBlock> blocks, std::size_t rows, DType dtype);
 
-// clip.hpp's clip_sum() in the memory of the current device: the same bound, the sum within
-// float32 rounding, the same bits in every call on one kind of device. `workspace`, aligned to 16
-// bytes, is the plan's. Returns once the kernels are in the stream; nothing is allocated and
+// clip.hpp's clip_sum(), by one norm, in the memory of the current device: the same bound, the sum
+// within float32 rounding, the same bits in every call on one kind of device. `workspace`, aligned
+// to 16 bytes, is the plan's. Returns once the kernels are in the stream; nothing is allocated and
 // nothing waits, so that a CUDA graph can capture it. UsageError also for more than kMaxGradBlocks
 // blocks.
+//
+// Where `blocks` are one of several layers, `sample_norms` [rows] are the norms over all of them: a
+// sample that is not finite there adds nothing here. Else it is null.
 void clip_sum(const ClipPlan& plan, std::span<const GradBlock> blocks, std::size_t rows,
               DType dtype, double clip_norm, double stability, float* total, double* norms,
-              std::int64_t* nonfinite, void* workspace, Stream stream);
+              const double* sample_norms, std::int64_t* nonfinite, void* workspace, Stream stream);
 
 }  // namespace dpcomm

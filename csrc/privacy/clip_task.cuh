@@ -20,10 +20,11 @@ struct ClipTask {
   double clip_norm;
   double stability;
   ClipPlan plan;
-  float* sums;        // [teams][columns]
-  double* norms;      // [rows]
-  double* squares;    // [rows][members], or [rows][chunks]
-  float* factors;     // [rows], where the gradients are read twice
+  float* sums;                 // [teams][columns]
+  double* norms;               // [rows]
+  const double* sample_norms;  // [rows], or null
+  double* squares;             // [rows][members], or [rows][chunks]
+  float* factors;              // [rows], where the gradients are read twice
   unsigned* arrived;  // [teams][2]: members that have told the squares of even and odd groups
   unsigned block_count;
   GradBlock block[kMaxGradBlocks];
@@ -49,8 +50,9 @@ __device__ __forceinline__ double warp_sum(double value) {
   return value;
 }
 
-// Zero where the row is not finite.
-__device__ __forceinline__ float factor_of(const ClipTask& task, double norm) {
+// Zero where the row, or the sample that it is a part of, is not finite.
+__device__ __forceinline__ float factor_of(const ClipTask& task, std::size_t row, double norm) {
+  if (task.sample_norms != nullptr && !(task.sample_norms[row] < INFINITY)) return 0;
   return norm < INFINITY ? clip_factor(norm, task.columns, task.clip_norm, task.stability) : 0;
 }
 

@@ -66,7 +66,7 @@ static __global__ void __launch_bounds__(kClipThreads)
   const double norm = ::sqrt(warp_sum(sum));
   if (lane == 0) {
     task.norms[row] = norm;
-    task.factors[row] = factor_of(task, norm);
+    task.factors[row] = factor_of(task, row, norm);
   }
 }
 

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", metavar="FILE")
     p.add_argument("--algo", default="auto", help="a name, several with commas, auto or all")
     p.add_argument("--transport", choices=("shm", "mpi", "nccl"), help="nccl: buffers on GPUs")
-    p.add_argument("--peers", default="", help="mpi, gloo: measured in turn with ours")
+    p.add_argument("--peers", default="", help="mpi, gloo, nccl: measured in turn")
     p.add_argument("--model", action="store_true", help="what the cost model says, beside it")
     p.add_argument("--explain", action="store_true", help="print what was tuned, and why; no sweep")
     p.add_argument("--plot", metavar="FILE.png", help="bandwidth and latency against size")
@@ -86,11 +86,13 @@ def _peers(args: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[s
     chosen = tuple(name for name in args.peers.split(",") if name)
     for name in chosen:
         if name not in peers.PEERS:
-            fail(f"--peers {name}: use {' or '.join(peers.PEERS)}")
+            fail(f"--peers {name}: use {', '.join(peers.PEERS)}")
+        if (name == "nccl") != (args.transport == "nccl"):
+            place = "GPUs" if name == "nccl" else "the CPU"
+            use = "nccl" if name == "nccl" else "shm or mpi"
+            fail(f"--peers {name}: it is measured on {place}; use --transport {use}")
     if chosen and args.redop == "mean":
         fail("--peers: they have no mean; use -o sum")
-    if chosen and args.transport == "nccl":
-        fail("--peers: they are measured on the CPU; use --transport shm or mpi")
     return chosen
 
 

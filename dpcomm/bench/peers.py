@@ -1,4 +1,5 @@
-"""The same collectives by others, on NumPy arrays: MPI through mpi4py, and Gloo through torch."""
+"""The same collectives by others: MPI through mpi4py and Gloo through torch.distributed on NumPy
+arrays, NCCL through torch.distributed on CUDA tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from dpcomm import _core
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
 
-PEERS = ("mpi", "gloo")
+PEERS = ("mpi", "gloo", "nccl")
 
 
 def call(
@@ -24,7 +25,10 @@ def call(
     Raises UsageError for what the peer has not, EnvironmentError where it is not installed.
     """
     try:
-        calls = (_mpi if peer == "mpi" else _gloo)(comm, data, out, redop, root)
+        if peer == "mpi":
+            calls = _mpi(comm, data, out, redop, root)
+        else:
+            calls = _torch(peer, comm, data, out, redop, root)
     except ImportError as error:
         package = "mpi4py" if peer == "mpi" else "torch"
         raise _core.EnvironmentError(f"--peers {peer}: pip install {package} ({error})") from error
@@ -61,22 +65,19 @@ def _mpi(
     }
 
 
-def _gloo(
-    comm: Communicator, data: Any, out: Any, redop: str, root: int
+def _torch(
+    backend: str, comm: Communicator, data: Any, out: Any, redop: str, root: int
 ) -> dict[str, Callable[[], Any]]:
     import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        _start_gloo(comm, dist)
+        _start(backend, comm, dist)
     add = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[redop]
-    if data.dtype.name == "bfloat16":  # NumPy's is a stranger to torch
-        given, taken = (
-            torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) for array in (data, out)
-        )
-    else:
-        given, taken = torch.from_numpy(data), torch.from_numpy(out)
-    return {
+    given, taken = data, out
+    if isinstance(data, np.ndarray):
+        given, taken = _tensor(data), _tensor(out)
+    calls: dict[str, Callable[[], Any]] = {
         "all_reduce": lambda: dist.all_reduce(given, add),
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(taken, given, add),
         "all_gather": lambda: dist.all_gather_into_tensor(taken, given),
@@ -85,9 +86,28 @@ def _gloo(
         "reduce": lambda: dist.reduce(given, root, add),
         "barrier": dist.barrier,
     }
+    if backend != "nccl":
+        return calls
+
+    def ended(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            torch.cuda.synchronize()  # ours, too, return when all is done
+
+        return run
+
+    return {op: ended(call) for op, call in calls.items()}
 
 
-def _start_gloo(comm: Communicator, dist: Any) -> None:
+def _tensor(array: np.ndarray) -> Any:
+    import torch
+
+    if array.dtype.name == "bfloat16":  # NumPy's is a stranger to torch
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _start(backend: str, comm: Communicator, dist: Any) -> None:
     """Meets at a port of rank 0's host, which our communicator tells."""
     host = "127.0.0.1" if comm.hosts == 1 else socket.gethostname()
     name = np.zeros(256, np.uint8)
@@ -101,4 +121,4 @@ def _start_gloo(comm: Communicator, dist: Any) -> None:
     comm.broadcast(port)
     if store is None:
         store = dist.TCPStore(name.tobytes().rstrip(b"\0").decode(), int(port[0]), comm.size)
-    dist.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+    dist.init_process_group(backend, store=store, rank=comm.rank, world_size=comm.size)

@@ -152,10 +152,10 @@ class _Case:
         self.call = self._call()
 
     def _empty(self, count: int, kind: np.dtype) -> Any:
-        if self.peer is not None:  # which knows nothing of registered memory
-            return np.empty(count, kind)
         if self.sweep.gpu is not None:
             return gpu.empty(count, self.sweep.dtype, self.sweep.gpu)
+        if self.peer is not None:  # which knows nothing of registered memory
+            return np.empty(count, kind)
         return self.comm.empty(count, kind)
 
     def _call(self) -> Callable[[], Any]:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dpcomm import _core, arrays, cuda
 from dpcomm.privacy.clipping import ClipRule, as_rule
 
@@ -30,6 +28,8 @@ class Clipped:
 def _rows(view: arrays.Array) -> tuple[int, int, int]:
     """Address, columns and row stride of [B, …] gradients whose samples lie without gaps."""
     columns = math.prod(view.shape[1:])
+    if view.contiguous:
+        return view.pointer, columns, columns
     inner = 1
     for size, stride in zip(reversed(view.shape[1:]), reversed(view.strides[1:]), strict=True):
         if size != 1 and stride != inner and view.count:
@@ -46,7 +46,8 @@ def _rows(view: arrays.Array) -> tuple[int, int, int]:
     return view.pointer, columns, stride
 
 
-def _checked(grads: Any | Sequence[Any]) -> tuple[list[Any], list[arrays.Array]]:
+def _checked(grads: Any | Sequence[Any]) -> tuple[Any, list[arrays.Array]]:
+    """The first of the gradients, and views of all."""
     several = list(grads) if isinstance(grads, (list, tuple)) else [grads]
     if not several:
         raise ValueError("an empty list of gradients: pass one [B, …] array for each parameter")
@@ -67,51 +68,22 @@ def _checked(grads: Any | Sequence[Any]) -> tuple[list[Any], list[arrays.Array]]
                 f"{first.shape[0]} in {first.dtype} on {first.device}: "
                 "pass the same for each parameter"
             )
-    return several, views
+    return several[0], views
 
 
-def _clip(like: Any, views: list[arrays.Array], rule: ClipRule, threads: int) -> Clipped:
-    """By one norm over all arrays; `like`: what the results are to be like."""
-    (clip_norm,) = rule.norms
-    first = views[0]
+def _clip_on_gpu(like: Any, views: list[arrays.Array], rule: ClipRule) -> Clipped:
+    """By a norm for each array, all are read once before, to learn which samples are finite."""
     blocks = [_rows(view) for view in views]
-    if first.device != "cpu":
-        return Clipped(*cuda.clip_sum(like, first, blocks, clip_norm, rule.stability), clip_norm)
-    total = arrays.empty(like, (sum(columns for _, columns, _ in blocks),), "float32")
-    norms = arrays.empty(like, (first.shape[0],), "float64")
-    nonfinite = _core.clip_sum(
-        blocks,
-        first.shape[0],
-        first.dtype,
-        clip_norm,
-        rule.stability,
-        arrays.describe(total).pointer,
-        arrays.describe(norms).pointer,
-        threads=threads,
-    )
-    return Clipped(total, norms, nonfinite, clip_norm)
-
-
-def _clip_each(
-    several: list[Any], views: list[arrays.Array], rule: ClipRule, threads: int
-) -> Clipped:
-    if len(rule.norms) != len(several):
-        raise ValueError(
-            f"{len(rule.norms)} clip norms for {len(several)} arrays: give one, or one for each"
-        )
-    parts = [
-        _clip(grad, [view], rule.of([k]), threads)
-        for k, (grad, view) in enumerate(zip(several, views, strict=True))
-    ]
-    library: Any = np if isinstance(parts[0].norms, np.ndarray) else sys.modules["torch"]
-    norms = library.stack([part.norms for part in parts], 1)
-    nonfinite = (~library.isfinite(norms)).any(1).sum()
-    return Clipped(
-        library.concatenate([part.total for part in parts]),
-        norms,
-        nonfinite if views[0].device != "cpu" else int(nonfinite),
-        rule.sensitivity,
-    )
+    total, samples, nonfinite = cuda.clip_sum(like, views[0], blocks, rule.norms[0], rule.stability)
+    if len(rule.norms) == 1:
+        return Clipped(total, samples, nonfinite, rule.sensitivity)
+    torch = sys.modules["torch"]
+    totals, all_norms = [], []
+    for view, block, norm in zip(views, blocks, rule.norms, strict=True):
+        total, norms, _ = cuda.clip_sum(like, view, [block], norm, rule.stability, samples)
+        totals.append(total)
+        all_norms.append(norms)
+    return Clipped(torch.cat(totals), torch.stack(all_norms, 1), nonfinite, rule.sensitivity)
 
 
 def clip_sum(
@@ -126,15 +98,24 @@ def clip_sum(
         the norms returned are [B, arrays].
 
     Returns sums, not means: divide by the expected batch size after the noise. No sample adds more
-    than `clip_norm`, to the last bit of float32; one with a NaN or an infinity adds nothing, and is
-    counted; where each array is clipped by its own norm, nothing to the arrays that hold it. An
-    empty batch gives zeros. The bits do not depend on `threads`.
+    than `clip_norm`, to the last bit of float32; one with a NaN or an infinity, be it in one array,
+    adds nothing to any, and is counted. An empty batch gives zeros. The bits do not depend on
+    `threads`.
 
     Raises ValueError for another dtype, device or layout, for a clip norm that is not positive, and
     for norms that are not one for each array.
     """
     rule = as_rule(clip_norm)
-    several, views = _checked(grads)
-    if len(rule.norms) > 1:
-        return _clip_each(several, views, rule, threads)
-    return _clip(several[0], views, rule, threads)
+    like, views = _checked(grads)
+    first, layers = views[0], len(rule.norms)
+    if layers not in (1, len(views)):
+        raise ValueError(f"{layers} clip norms for {len(views)} arrays: give one, or one for each")
+    if first.device != "cpu":
+        return _clip_on_gpu(like, views, rule)
+    blocks = [_rows(view) for view in views]
+    rows = first.shape[0]
+    total = arrays.empty(like, sum(columns for _, columns, _ in blocks), "float32")
+    norms = arrays.empty(like, rows if layers == 1 else (rows, layers), "float64")
+    out = arrays.pointer(total), arrays.pointer(norms)
+    nonfinite = _core.clip_sum(blocks, rows, first.dtype, rule.core, *out, threads=threads)
+    return Clipped(total, norms, nonfinite, rule.sensitivity)

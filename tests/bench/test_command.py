@@ -114,7 +114,9 @@ def test_a_wrong_result_is_counted_on_every_rank():
         (("-f", "1"), "give a factor above 1"),
         (("--algo", "rings"), "--algo rings: all_reduce has naive, ring"),
         (("-b", "eight"), "'eight' is no size"),
-        (("--peers", "nccl"), "--peers nccl: use mpi or gloo"),
+        (("--peers", "ucc"), "--peers ucc: use mpi, gloo, nccl"),
+        (("--peers", "nccl"), "--peers nccl: it is measured on GPUs; use --transport nccl"),
+        (("--peers", "mpi", "--transport", "nccl"), "on the CPU; use --transport shm or mpi"),
     ],
 )
 def test_a_wrong_command_says_so_once_with_exit_code_2(arguments, message):

@@ -31,7 +31,13 @@ def raw(
     blocks = [(grads.ctypes.data, columns, columns)]
     out = total.ctypes.data, norms.ctypes.data
     nonfinite = _core.clip_sum(
-        blocks, rows, "float32", clip_norm, stability, *out, threads=threads, isa=isa
+        blocks,
+        rows,
+        "float32",
+        _core.ClipRule([clip_norm], stability),
+        *out,
+        threads=threads,
+        isa=isa,
     )
     return total, norms, nonfinite
 
@@ -89,7 +95,9 @@ def test_nonfinite_row_adds_nothing_and_is_counted(poison: float, column: int) -
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 1030), (70, 4737), (3, 140_000)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (7, 1030), (300, 1030), (70, 4737), (3, 140_000)]
+)
 def test_bits_depend_on_neither_isa_nor_threads(
     isa: str, threads: int, rows: int, columns: int
 ) -> None:
@@ -212,13 +220,14 @@ def test_a_norm_for_each_array_clips_each_array_by_its_own_norm() -> None:
     assert clipped.sensitivity == pytest.approx(math.sqrt(0.25 + 0.0625 + 4))
 
 
-def test_a_sample_of_nonfinite_arrays_counts_once_and_keeps_the_others() -> None:
+def test_a_sample_with_one_nonfinite_array_adds_nothing_to_any() -> None:
     parts = [torch.from_numpy(gradients(5, 10, seed)) for seed in range(3)]
-    clean = clip_sum([part[[0, 1, 3, 4]] for part in parts], ClipRule((1.0, 1.0, 1.0)))
-    for part in parts:
-        part[2, 3] = math.nan
-    clipped = clip_sum(parts, ClipRule((1.0, 1.0, 1.0)))
-    assert clipped.nonfinite == 1
+    rule = ClipRule((1.0, 1.0, 1.0))
+    clean = clip_sum([part[[0, 1, 3]] for part in parts], rule)
+    parts[0][2, 3] = math.nan
+    parts[1][2, 0] = parts[2][4, 9] = math.inf
+    clipped = clip_sum(parts, rule)
+    assert clipped.nonfinite == 2
     assert torch.equal(clipped.total, clean.total)
 
 

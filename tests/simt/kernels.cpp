@@ -79,8 +79,8 @@ void clip(DType dtype, std::size_t rows, std::vector<std::size_t> columns) {
   OnDevice<double> norms(rows);
   OnDevice<std::byte> workspace(plan.workspace_bytes);
   OnDevice<std::int64_t> nonfinite(1);
-  clip_sum(plan, blocks, rows, dtype, 1.0, 0.0, total.data(), norms.data(), nonfinite.data(),
-           workspace.data(), nullptr);
+  clip_sum(plan, blocks, rows, dtype, 1.0, 0.0, total.data(), norms.data(), nullptr,
+           nonfinite.data(), workspace.data(), nullptr);
   std::int64_t count = -1;
   DPCOMM_CUDA_CHECK(cudaMemcpy(&count, nonfinite.data(), sizeof count, cudaMemcpyDeviceToHost));
   std::printf("clip %zu x %zu %s: %u teams of %u, groups of %u rows, %lld not finite\n", rows, all,

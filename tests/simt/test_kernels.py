@@ -114,7 +114,7 @@ NARROW = {
 }
 
 
-def clip_on(device, grads, dtype, clip_norm, stability=0.0):
+def clip_on(device, grads, dtype, clip_norm, stability=0.0, sample_norms=None):
     """`grads`: [rows, columns] arrays side by side; padded and misaligned in memory."""
     rows = len(grads[0])
     stored, blocks = [], []
@@ -131,9 +131,11 @@ def clip_on(device, grads, dtype, clip_norm, stability=0.0):
     norms = device.upload(np.full(rows, np.nan))
     nonfinite = device.upload(np.full(1, -1))
     workspace = device.upload(np.full(plan.workspace_bytes, 255, np.uint8))
+    samples = None if sample_norms is None else device.upload(sample_norms)
     device.kernels.clip_sum(
         device.place, plan, blocks, rows, dtype, clip_norm, stability,
         *(device.pointer(array) for array in (total, norms, nonfinite, workspace)),
+        device.pointer(samples) if samples is not None else 0,
     )  # fmt: skip
     return plan, device.download(total), device.download(norms), int(device.download(nonfinite)[0])
 
@@ -217,6 +219,18 @@ def test_a_row_that_is_not_finite_only_counts(device, dtype, columns):
     assert np.isnan(norms[1])
     assert np.isinf(norms[4])
     np.testing.assert_allclose(total, wide(grads)[[0, 2, 3, 5]].sum(axis=0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [[40], [1500], [33000], [20000, 13000]])
+def test_a_sample_that_is_not_finite_in_another_layer_adds_nothing(device, columns):
+    SMALL.apply(device)
+    random = np.random.default_rng(4)
+    grads = [random.normal(size=(6, count)).astype(np.float32) for count in columns]
+    samples = np.array([1.0, np.inf, 1.0, 1.0, np.nan, 1.0])
+    _, total, norms, _ = clip_on(device, grads, "float32", 1e6, sample_norms=samples)
+    finite = np.concatenate(grads, axis=1)[[0, 2, 3, 5]]
+    np.testing.assert_allclose(total, finite.sum(axis=0), rtol=1e-5, atol=1e-5)
+    assert np.isfinite(norms).all()
 
 
 @pytest.mark.parametrize("columns", [3, 1500])
