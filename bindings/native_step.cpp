@@ -50,6 +50,7 @@ class NativeStep {
   Seen operator()(std::uint64_t batch, const NoiseSpec& noise, const Optimizer& optimizer,
                   const std::optional<HeldClipRule>& rule) {
     if (drawn_ != batch) draw(batch);
+    drawn_.reset();  // after an error too the present batch is not taken for the next
     std::swap(present_, next_);
     const Beside beside{1, [&](std::size_t) { draw(batch + 1); }};
     const Samples samples = present_.samples();
@@ -81,7 +82,7 @@ class NativeStep {
   std::int64_t begin_, end_;  // this rank's records
   Batch present_, next_;
   std::vector<double> norms_;
-  std::uint64_t drawn_ = 0;  // what is in next_
+  std::optional<std::uint64_t> drawn_;  // what is in next_
 };
 
 }  // namespace

@@ -7,7 +7,8 @@ others, or uses a weight outside of its layer, goes through `torch.func`, which 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,13 +136,9 @@ class ClippedGradient:
         if not self._layers:
             logger.info("a layer of no known kind: per-sample gradients by torch.func, in full")
             return
-        training = self._module.training
-        self._module.eval()  # dropout draws differently on the two ways
-        try:
+        with evaluating(self._module):  # dropout draws differently on the two ways
             placed = self._record(inputs, targets)[1]
             expected = self._per_sample_gradients(inputs, targets).double().norm(dim=1)
-        finally:
-            self._module.train(training)
         if placed is not None:
             norms = clip_parts([one.part for one in placed], 1.0).norms
         if placed is None or not torch.allclose(norms, expected, rtol=1e-4, equal_nan=True):
@@ -214,6 +211,18 @@ class ClippedGradient:
         )
         gradients = per_sample({n: p.detach() for n, p in named.items()}, inputs, targets)
         return torch.cat([gradients[name].flatten(1) for name in named], dim=1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode; then each part has its own mode again, which need not be the whole's."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def linear_chain(module: nn.Module) -> list[Layer] | None:

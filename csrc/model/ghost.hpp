@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cmath>
-
 // Norms of per-sample gradients that are never formed. A linear layer's gradient for one sample is
 // the outer product of the output gradient d and the input a (bias: of d and 1), so its squared
 // norm is |d|^2 (|a|^2 + 1) (Goodfellow, "Efficient per-example gradient computations",
@@ -20,7 +18,8 @@
 //   it is replaced by zero (ghost_lanes.hpp), for next to a large `a` its rounding could matter.
 // - Rounding a product adds at most 2^-24 of it, or 2^-150 where it is subnormal: to the norm over
 //   p parameters at most 2^-24 of it and 2^-150 sqrt(p).
-// - The factor is the quotient of what that leaves of clip_norm and the upper bound, rounded down.
+// - The factor is the quotient of what that leaves of clip_norm and the upper bound, rounded down
+//   (clip_factor.hpp).
 //
 // A sample whose norm is certainly within clip_norm is taken as it is; with a stability above 0
 // (clip_rule.hpp) none is, and the norm in the quotient is larger by the stability, so that the
@@ -29,18 +28,6 @@
 
 namespace dpcomm {
 
-// The largest float that keeps the bound, for a finite norm that `numbers` numbers enter. Static:
-// no width's code may stand in for another's.
-static inline float ghost_factor(double norm, double numbers, double parameters, double clip_norm,
-                                 double stability) {
-  const double longest = (norm + stability) * (1 + (numbers + 8) * 0x1p-53);
-  if (stability == 0 && longest <= clip_norm) return 1;
-  const double left = clip_norm - 0x1p-150 * std::sqrt(parameters);
-  const double rounding = (1 + 0x1p-24) * (1 + 0x1p-24);
-  const double quotient = left / (longest * rounding) * (1 - 0x1p-50);
-  if (!(quotient > 0)) return 0;
-  const auto nearest = static_cast<float>(quotient);
-  return nearest <= quotient ? nearest : std::nextafterf(nearest, 0);
-}
+inline constexpr double kGhostRounding = (1 + 0x1p-24) * (1 + 0x1p-24);  // of both products
 
 }  // namespace dpcomm

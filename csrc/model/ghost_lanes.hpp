@@ -2,6 +2,7 @@
 
 #include "model/ghost.hpp"
 #include "model/panels_lanes.hpp"
+#include "privacy/clip_factor.hpp"
 #include "privacy/clip_rule.hpp"
 #include "privacy/lanes.hpp"
 
@@ -71,19 +72,21 @@ inline int clip(const Chunk& chunk, const Panel& panel, const ClipRule& rule, co
   const std::size_t together = groups == 1 ? chunk.layers.size() : 1;  // layers that share a norm
   for (std::size_t k = 0; k < groups; ++k) {
     const auto layers = chunk.layers.subspan(k * together, together);
-    double numbers = 0;
-    double parameters = 0;
+    std::size_t numbers = 0;
+    std::size_t parameters = 0;
     for (const LinearLayer& layer : layers) {
       numbers += layer.inputs + layer.outputs + 2;
-      parameters += static_cast<double>(layer.inputs + 1) * layer.outputs;
+      parameters += (layer.inputs + std::size_t{1}) * layer.outputs;
     }
+    const double error = exact_error(numbers);
     alignas(64) float factors[kPanel];
     bool changes = false;
     for (int i = 0; i < kPanel; ++i) {
       const double norm = groups == 1 ? lengths[i] : __builtin_sqrt(squares[k * kPanel + i]);
-      factors[i] = __builtin_isfinite(lengths[i])
-                       ? ghost_factor(norm, numbers, parameters, rule.norms[k], rule.stability)
-                       : 0;
+      factors[i] =
+          __builtin_isfinite(lengths[i])
+              ? clip_factor(norm, error, parameters, rule.norms[k], rule.stability, kGhostRounding)
+              : 0;
       changes = changes || factors[i] != 1;
     }
     if (!changes) continue;

@@ -1,8 +1,9 @@
 """The 63-bit key of a record: its order, shard and split follow from it, whatever the engine.
 
 The key hashes the privacy unit, so that all records of a unit meet in one shard and one split. The
-hash is no secret and no cryptography: units that collide would be bounded as one, which costs a
-record and never privacy.
+hash is no secret and no cryptography. Units that collide are bounded as one, so that one's record
+may put out the other's: by chance that is one pair in 2^63, but whoever chooses an id can choose it
+to collide. Ids are for their keeper to give, not for units to choose.
 """
 
 from __future__ import annotations

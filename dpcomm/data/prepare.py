@@ -59,15 +59,18 @@ def prepare(
 
     With a session, on Spark, classic or Connect; without, on the embedded engine. A path without a
     scheme is a local one, which every worker must share. What private statistics cost is appended
-    to the file `ledger` before they are drawn, and stands in the manifest.
+    to the file `ledger`, which they need, before they are drawn, and stands in the manifest.
 
-    Raises DataError when the input cannot be right, SparkError, store.WriteError or OSError when it
-    cannot be read or the output not written; nothing is published then.
+    Raises UsageError for private statistics without a ledger, DataError when the input cannot be
+    right, SparkError, store.WriteError or OSError when it cannot be read or the output not written;
+    nothing is published then.
     """
     hadoop = _hadoop_settings(spark) if spark is not None else {}
     job = Job(schema, store.absolute(output), shards, parquet, hadoop)
     source = store.absolute(source)
     charge = stats.entry(schema)
+    if charge is not None and ledger is None:
+        raise UsageError("stats = dp needs a ledger, which counts every try: give --ledger FILE")
     into = Transformation(schema) if stats.kind == "public" else None
 
     def resolve(tallies: Tallies) -> Transformation:
@@ -254,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
         " (public), or they are private (dp), or not covered by epsilon (exact)",
     )
     parser.add_argument("--epsilon", type=float, help="budget of --stats dp")
-    parser.add_argument("--ledger", type=Path, help="file that --stats dp is charged to")
+    parser.add_argument("--ledger", type=Path, help="file that --stats dp needs, and is charged to")
     options = parser.parse_args(arguments)
     if options.engine == "polars" and options.master:
         parser.error("--master is Spark's; leave it out or use --engine spark")

@@ -92,9 +92,10 @@ class PrivateStep:
         Raises UsageError for another buffer, and what a collective raises. After an error the
         step's noise counts as used.
         """
-        self._check(arrays.buffer(buffer, "buffer", ("float32",), gpu=True), "buffer")
+        view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+        self._check(view, "buffer")
         self.comm.settle()
-        self.part(buffer, self.begin(), 0)
+        self._part(view, self.noise(self.begin()), 0)
         return buffer
 
     def begin(self) -> int:
@@ -123,8 +124,8 @@ class PrivateStep:
         count = np.array([seen.within - seen.samples / 2], np.float32)
         std = self._adaptive.unclipped_num_std if self.noise_multiplier else 0.0
         # The element behind the gradient's last has a noise of its own.
-        self._part(count, _core.NoiseSpec(self._key, self.steps - 1, std, self._generator),
-                   self.size)  # fmt: skip
+        noise = _core.NoiseSpec(self._key, self.steps - 1, std, self._generator)
+        self._part(arrays.describe(count), noise, self.size)
         norm = self._adaptive.next_norm(self.rule.norms[0], 0.5 + float(count[0]))
         self.rule = ClipRule((norm,))
 
@@ -137,10 +138,9 @@ class PrivateStep:
         view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
         if offset + view.count > self.size:
             raise UsageError(f"elements {offset} to {offset + view.count} of {self.size}")
-        self._part(buffer, self.noise(step), offset)
+        self._part(view, self.noise(step), offset)
 
-    def _part(self, buffer: Any, noise: _core.NoiseSpec, offset: int) -> None:
-        view = arrays.buffer(buffer, "buffer", ("float32",), gpu=True)
+    def _part(self, view: arrays.Array, noise: _core.NoiseSpec, offset: int) -> None:
         if view.device != "cpu":
             self._part_on_gpu(view, noise, offset)
             return

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dpcomm._core import UsageError
 from dpcomm.data.shards import Dataset
+from dpcomm.torch import evaluating
 
 _ROWS = 8192  # evaluated at once
 
@@ -80,8 +81,7 @@ def evaluate(comm: Any, module: nn.Module, data: Dataset) -> dict[str, float]:
     correct = 0
     labels = np.zeros(data.records, np.float32)
     scores = np.zeros(data.records, np.float32)
-    module.eval()
-    with torch.no_grad():
+    with evaluating(module), torch.no_grad():
         for first, rows in _batches(data, begin, end):
             outputs = module(torch.from_numpy(rows[:, :-1]))
             truth = torch.from_numpy(rows[:, -1])
@@ -90,7 +90,6 @@ def evaluate(comm: Any, module: nn.Module, data: Dataset) -> dict[str, float]:
             correct += int((chosen == truth.long()).sum())
             scores[first : first + len(rows)] = score.numpy()
             labels[first : first + len(rows)] = truth.numpy()
-    module.train()
     # Each rank filled in its own part, and zeros elsewhere.
     comm.all_reduce(scores)
     comm.all_reduce(labels)

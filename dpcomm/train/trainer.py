@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -35,6 +36,8 @@ from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
 from dpcomm.train.options import DATASETS, Options
 from dpcomm.train.schedule import learning_rates
 from dpcomm.train.step import Batches, Step, training_step
+
+logger = logging.getLogger("dpcomm")
 
 _HEARTBEAT = 1.0  # seconds
 
@@ -376,8 +379,8 @@ class Trainer:
         self, measured: dict[str, float], step_seconds: float, per_epoch: int
     ) -> Summary:
         nonfinite = int(self.comm.all_reduce(np.array([self._nonfinite], np.int64))[0])
-        if nonfinite:  # on the terminal alone: the number is a fact about records
-            self._say(f"{nonfinite} samples with a NaN or infinite gradient were left out")
+        if nonfinite and self._speaks:  # not printed: a job's log is kept, and this has no noise
+            logger.debug("%d samples with a NaN or infinite gradient were left out", nonfinite)
         plan, ledger = self.plan, self.ledger
         epsilon = total = None
         if plan and ledger:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpcomm._core import UsageError
 from dpcomm.accounting import Release
 from dpcomm.data import shards, stats
 from dpcomm.data.prepare import main, prepare
@@ -128,6 +129,13 @@ def test_a_budget_without_opendp_is_refused_before_any_work(raw, tmp_path, monke
     monkeypatch.setattr(stats, "find_spec", lambda name: None)
     with pytest.raises(SchemaError, match=r"pip install 'dpcomm\[private\]'"):
         prepare(raw, str(tmp_path / "out"), asking(), stats=Statistics("dp", 1.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_private_statistics_without_a_ledger_are_refused_before_any_work(raw, tmp_path):
+    pytest.importorskip("opendp")
+    with pytest.raises(UsageError, match=r"needs a ledger.* give --ledger FILE"):
+        prepare(raw, str(tmp_path / "out"), asking(**EVERY), stats=Statistics("dp", 1.0))
     assert not (tmp_path / "out").exists()
 
 

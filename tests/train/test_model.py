@@ -11,7 +11,7 @@ from torch import nn
 from dpcomm import UsageError
 from dpcomm.data import shards
 from dpcomm.privacy.mlp import Mlp
-from dpcomm.torch import linear_chain
+from dpcomm.torch import ClippedGradient, FlatParameters, linear_chain
 from dpcomm.train.model import auc, check_outputs, evaluate, load_model, losses, mlp, share
 
 
@@ -38,6 +38,21 @@ def test_any_number_of_ranks_measures_the_same(tiny, classes):
     assert alone["majority"] == max(rows[:, -1].mean(), 1 - rows[:, -1].mean())
     for size in (3, 8):
         assert results(run_threads(size, lambda c: evaluate(c, module, data))) == [alone] * size
+
+
+def test_parts_that_are_kept_in_eval_mode_stay_in_it(tiny):
+    data = shards.load(tiny, "test")
+    module = nn.Sequential(
+        nn.Sequential(nn.Linear(data.features, 4), nn.Dropout()), nn.Linear(4, 1)
+    )
+    module[0].eval()
+    before = [part.training for part in module.modules()]
+    results(run_threads(1, lambda comm: evaluate(comm, module, data)))
+    assert [part.training for part in module.modules()] == before
+    rows = torch.from_numpy(data.rows()[:4].copy())
+    clipped = ClippedGradient(module, FlatParameters(module), losses, 1.0)
+    clipped(rows[:, :-1], rows[:, -1])
+    assert [part.training for part in module.modules()] == before
 
 
 def test_losses_are_those_of_each_sample():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from groups import results, run_threads
 
+from dpcomm import UsageError
 from dpcomm.data import shards
+from dpcomm.privacy.clipping import ClipRule
 from dpcomm.privacy.optimizer import Sgd, ShardedOptimizer
 from dpcomm.privacy.sampling import poisson_sample
 from dpcomm.privacy.step import PrivateStep
@@ -71,3 +73,25 @@ def test_without_noise_it_equals_the_microbatch_loop(
     for mean in results(run_threads(size, body)):
         error = np.linalg.norm(mean - microbatches) / np.linalg.norm(microbatches)
         assert error < 1e-6
+
+
+def test_a_batch_that_failed_is_drawn_anew(data, model):
+    def body(comm):
+        own = copy.deepcopy(model)
+        parameters = FlatParameters(own)
+        step = PrivateStep(comm, parameters.size, CLIP, 0.0, RATE * data.records, no_noise=True)
+        update = ShardedOptimizer(
+            step, parameters.gradient, parameters.values.detach(), Sgd(lr=0.1)
+        )
+        native = training_step(
+            own, parameters, Batches(data, KEY, RATE, 0, data.records), True, update, threads=1
+        )
+        before = native(0).samples
+        rule, step.rule = step.rule, ClipRule((1.0, 1.0, 1.0))
+        with pytest.raises(UsageError, match="3 clip norms for 2 layers"):
+            native(1)
+        step.rule = rule
+        return [before, native(1).samples]
+
+    [seen] = results(run_threads(1, body))
+    assert seen == [len(poisson_sample(KEY, batch, RATE, 0, data.records)) for batch in (0, 1)]
