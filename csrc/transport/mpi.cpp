@@ -145,6 +145,7 @@ class MpiTransport final : public Transport {
   }
 
   std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override {
+    meet(stamp, members);
     MPI_Group all, some;
     MPI_Comm comm;
     check(MPI_Comm_group(comm_, &all), "MPI_Comm_group");
@@ -264,6 +265,18 @@ class MpiTransport final : public Transport {
     std::vector<std::pair<Incoming, const Packet*>> headed_;
     Pending headers_, rest_;
   };
+
+  // Returns once every member has come.
+  void meet(const Stamp& stamp, const std::vector<int>& members) {
+    std::vector<Outgoing> sends;
+    std::vector<Incoming> receives;
+    for (int peer : members) {
+      if (peer == rank()) continue;
+      sends.push_back({peer, nullptr, 0});
+      receives.push_back({peer, nullptr, 0});
+    }
+    exchange(stamp, sends, receives);
+  }
 
   void wait(const Stamp& stamp, Pending& pending) {
     Clock::time_point since{};

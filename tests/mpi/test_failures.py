@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from groups import mpirun
 
 PROGRAM = Path(__file__).parent / "programs" / "failing.py"
 
 
-@pytest.mark.parametrize("case", ["again"])
-def test_a_failure_is_told_at_once_and_by_every_later_call(case):
-    assert mpirun(3, PROGRAM, case, timeout=60).count("was told") == 3
+def test_a_failure_is_told_at_once_and_by_every_later_call():
+    assert mpirun(3, PROGRAM, "again", timeout=60).count("was told") == 3
+
+
+def test_a_split_waits_for_its_members_until_the_deadline():
+    assert mpirun(3, PROGRAM, "split", timeout=60).count("was told") == 3
