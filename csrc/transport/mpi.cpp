@@ -366,8 +366,9 @@ void start() {
   } else {
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   }
-  DPCOMM_CHECK(provided >= MPI_THREAD_SERIALIZED, EnvironmentError, "this MPI gives thread level ",
-               provided, ", dpcomm needs MPI_THREAD_SERIALIZED",
+  // The threads of two communicators call MPI at the same time.
+  DPCOMM_CHECK(provided == MPI_THREAD_MULTIPLE, EnvironmentError, "this MPI gives thread level ",
+               provided, ", dpcomm needs MPI_THREAD_MULTIPLE, ", MPI_THREAD_MULTIPLE,
                "\n  fix: let dpcomm.init() initialise MPI, or mpi4py with its defaults");
 }
 

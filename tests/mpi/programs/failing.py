@@ -1,7 +1,8 @@
-"""What a failure over MPI is to those that it meets: failing.py again|split.
+"""What a failure over MPI is to those that it meets: failing.py again|split|threads.
 
 again: rank 1 ends the job; each later call of the others says so, at once. split: rank 1 is in the
-first half of a split and no more; the others' wait for it has a deadline.
+first half of a split and no more; the others' wait for it has a deadline. threads: MPI was initialised for
+one thread at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ import numpy as np
 
 import dpcomm
 
+if sys.argv[1] == "threads":
+    import mpi4py
+
+    mpi4py.rc.thread_level = "serialized"
+    try:
+        dpcomm.init("mpi")
+    except dpcomm.EnvironmentError as error:
+        assert "MPI_THREAD_MULTIPLE" in str(error), error
+        print("a rank was told")
+        sys.exit()
 comm = dpcomm.init("mpi", timeout=3)
 comm.barrier()
 failing = comm.rank == 1
