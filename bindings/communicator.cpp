@@ -152,10 +152,11 @@ void bind_communicator(py::module_& module) {
              std::function<void(std::uintptr_t, std::size_t, std::size_t)> epilogue,
              std::optional<std::uintptr_t> stream) {
             Arguments made = arguments(data, data, count, dtype, op, algo, 0, 1, stream);
-            made.epilogue = [&](void* done, std::size_t offset, std::size_t length) {
+            const auto work = [&](void* done, std::size_t offset, std::size_t length) {
               const py::gil_scoped_acquire gil;
               epilogue(reinterpret_cast<std::uintptr_t>(done), offset, length);
             };
+            made.epilogue = {"python", work};
             const py::gil_scoped_release unlocked;
             self.all_reduce(made);
           },

@@ -48,7 +48,7 @@ void ShardedUpdate::step(const NoiseSpec& noise, const Optimizer& optimizer) {
     update(shard, count, offset, noise, settings_.scale, optimizer, settings_.threads);
   };
   if (alone()) return update_some(gradient_, parameters_, 0, count_);
-  each_completed([&](void* done, std::size_t offset, std::size_t count) {
+  each_completed("update", [&](void* done, std::size_t offset, std::size_t count) {
     auto* const sum = static_cast<float*>(done);
     update_some(sum, owned_.get(), offset, count);
     copy(sum, owned_.get() + offset, count);
@@ -57,25 +57,25 @@ void ShardedUpdate::step(const NoiseSpec& noise, const Optimizer& optimizer) {
 
 // Calls `work` for the elements that this rank completes; what it leaves there is in all ranks'
 // parameters afterwards.
-void ShardedUpdate::each_completed(const Epilogue& work) {
+void ShardedUpdate::each_completed(std::string_view purpose, const Epilogue::Work& work) {
   communicator_.all_reduce({.data = gradient_,
                             .out = parameters_,
                             .count = count_,
                             .dtype = DType::kFloat32,
                             .redop = RedOp::kSum,
                             .algorithm = settings_.algorithm,
-                            .epilogue = work});
+                            .epilogue = {purpose, work}});
 }
 
 void ShardedUpdate::hand_out_parameters() {
-  each_completed([&](void* done, std::size_t offset, std::size_t count) {
+  each_completed("share", [&](void* done, std::size_t offset, std::size_t count) {
     copy(static_cast<float*>(done), owned_.get() + offset, count);
   });
 }
 
 void ShardedUpdate::gather(int state, float* out) {
   if (alone()) return copy(out, states_[state].get(), count_);
-  each_completed([&](void* done, std::size_t offset, std::size_t count) {
+  each_completed("gather", [&](void* done, std::size_t offset, std::size_t count) {
     copy(static_cast<float*>(done), states_[state].get() + offset, count);
   });
   copy(out, parameters_, count_);
@@ -84,7 +84,7 @@ void ShardedUpdate::gather(int state, float* out) {
 
 void ShardedUpdate::restore(int state, const float* from) {
   if (alone()) return copy(states_[state].get(), from, count_);
-  each_completed([&](void* done, std::size_t offset, std::size_t count) {
+  each_completed("load", [&](void* done, std::size_t offset, std::size_t count) {
     copy(states_[state].get() + offset, from + offset, count);
     copy(static_cast<float*>(done), owned_.get() + offset, count);
   });
@@ -93,7 +93,7 @@ void ShardedUpdate::restore(int state, const float* from) {
 void ShardedUpdate::adopt() {
   if (alone()) return;
   const std::vector<float> whole(parameters_, parameters_ + count_);
-  each_completed([&](void* done, std::size_t offset, std::size_t count) {
+  each_completed("adopt", [&](void* done, std::size_t offset, std::size_t count) {
     copy(owned_.get() + offset, whole.data() + offset, count);
     copy(static_cast<float*>(done), whole.data() + offset, count);
   });

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <string_view>
 
 #include "engine/communicator.hpp"
 #include "privacy/noise.hpp"
@@ -57,7 +58,7 @@ class ShardedUpdate {
 
   bool alone() const { return communicator_.size() == 1; }
   Pages pages() const;
-  void each_completed(const Epilogue& work);
+  void each_completed(std::string_view purpose, const Epilogue::Work& work);
   void hand_out_parameters();
 
   Communicator& communicator_;

@@ -23,9 +23,10 @@ void private_step(Communicator& communicator, std::uintptr_t data, std::size_t c
                       .dtype = DType::kFloat32,
                       .redop = RedOp::kSum};
   if (!algo.empty()) arguments.algorithm = algorithm_of(algo);
-  arguments.epilogue = [&](void* done, std::size_t begin, std::size_t length) {
+  const auto add = [&](void* done, std::size_t begin, std::size_t length) {
     add_noise(static_cast<float*>(done), length, offset + begin, spec, scale, threads);
   };
+  arguments.epilogue = {"noise", add};
   const py::gil_scoped_release unlocked;
   communicator.all_reduce(arguments);
 }

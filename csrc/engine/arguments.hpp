@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <functional>
 #include <optional>
+#include <string_view>
 
 #include "base/device.hpp"
 #include "base/dtype.hpp"
@@ -14,7 +15,19 @@ namespace dpcomm {
 // elements, where they begin in the whole buffer, and their number. Ranks that complete the same
 // elements must change them alike. A rank completes the same elements in every call on the same
 // buffers, so that an epilogue may keep what belongs to them.
-using Epilogue = std::function<void(void* data, std::size_t offset, std::size_t count)>;
+struct Epilogue {
+  using Work = std::function<void(void* data, std::size_t offset, std::size_t count)>;
+
+  // In six letters at most. It is in the header of messages, so that a sum to which noise comes
+  // never meets one to which none does.
+  std::string_view purpose;
+  Work work;
+
+  explicit operator bool() const { return work != nullptr; }
+  void operator()(void* data, std::size_t offset, std::size_t count) const {
+    work(data, offset, count);
+  }
+};
 
 // What a collective is called with; each one says which members it reads.
 struct Arguments {

@@ -247,8 +247,8 @@ Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
               .dtype = arguments.dtype,
               .operation = operation,
               .redop = arguments.redop};
-  const std::string_view name = name_of(algorithm);
-  std::copy(name.begin(), name.end(), stamp.algorithm);
+  name_of(algorithm).copy(stamp.algorithm, sizeof(stamp.algorithm) - 1);
+  arguments.epilogue.purpose.copy(stamp.epilogue, sizeof(stamp.epilogue) - 1);
   if (logs(LogLevel::kTrace)) {
     log(LogLevel::kTrace, describe(stamp));
   } else if (logs(LogLevel::kInfo) && logged_.emplace(operation, algorithm).second) {

@@ -1,6 +1,7 @@
 #include "transport/arena.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <functional>
@@ -13,7 +14,8 @@ constexpr std::size_t kPage = 4096;
 
 }  // namespace
 
-Arena::Arena(std::byte* base, std::size_t bytes) : base_(base), bytes_(bytes) {
+Arena::Arena(std::byte* base, std::size_t bytes)
+    : base_(base), bytes_(bytes), process_(::getpid()) {
   if (bytes > 0) free_.emplace(0, bytes);
 }
 
@@ -31,6 +33,7 @@ void* Arena::allocate(std::size_t bytes) {
 }
 
 void Arena::release(void* data) noexcept {
+  if (::getpid() != process_) return;
   const std::lock_guard lock(mutex_);
   const auto used = used_.find(static_cast<std::byte*>(data) - base_);
   if (used == used_.end()) return;

@@ -7,7 +7,8 @@
 namespace dpcomm {
 
 // Hands out whole pages of a range of memory, first fit. What is given back goes back to the
-// system, so that it is zero again when it is next handed out.
+// system, so that it is zero again when it is next handed out. A forked copy of the process gives
+// nothing back: it shares the memory, not its owner's say.
 class Arena {
  public:
   Arena(std::byte* base, std::size_t bytes);
@@ -18,6 +19,7 @@ class Arena {
  private:
   std::byte* base_;
   std::size_t bytes_;
+  int process_;
   std::mutex mutex_;
   std::map<std::size_t, std::size_t> free_;  // offset -> length, never touching each other
   std::map<std::size_t, std::size_t> used_;

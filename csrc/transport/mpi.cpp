@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -144,6 +145,7 @@ class MpiTransport final : public Transport {
   }
 
   std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override {
+    meet(stamp, members);
     MPI_Group all, some;
     MPI_Comm comm;
     check(MPI_Comm_group(comm_, &all), "MPI_Comm_group");
@@ -172,10 +174,14 @@ class MpiTransport final : public Transport {
   }
 
   void abort(FailureKind kind, std::string_view reason) noexcept override {
-    if (!running() || aborted_) return;
-    aborted_ = true;
-    note_.kind = kind;
-    note_.reason[reason.copy(note_.reason, kReason - 1)] = '\0';
+    if (!running()) return;
+    {
+      const std::lock_guard lock(failure_mutex_);
+      if (failed_by_ >= 0) return;  // the others have been told
+      failed_by_ = rank();
+      note_.kind = kind;
+      note_.reason[reason.copy(note_.reason, kReason - 1)] = '\0';
+    }
     std::vector<MPI_Request> requests;
     for (int peer = 0; peer < size(); ++peer) {
       if (peer == rank()) continue;
@@ -260,6 +266,18 @@ class MpiTransport final : public Transport {
     Pending headers_, rest_;
   };
 
+  // Returns once every member has come.
+  void meet(const Stamp& stamp, const std::vector<int>& members) {
+    std::vector<Outgoing> sends;
+    std::vector<Incoming> receives;
+    for (int peer : members) {
+      if (peer == rank()) continue;
+      sends.push_back({peer, nullptr, 0});
+      receives.push_back({peer, nullptr, 0});
+    }
+    exchange(stamp, sends, receives);
+  }
+
   void wait(const Stamp& stamp, Pending& pending) {
     Clock::time_point since{};
     for (int looks = 0; !pending.done(); ++looks) {
@@ -283,21 +301,18 @@ class MpiTransport final : public Transport {
   template <class Message>
   int take(Tag tag, Message& message) {
     int there = 0;
+    MPI_Message found;
     MPI_Status status;
-    check(MPI_Iprobe(MPI_ANY_SOURCE, tag, comm_, &there, &status), "MPI_Iprobe");
+    check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &there, &found, &status), "MPI_Improbe");
     if (!there) return -1;
-    check(MPI_Recv(&message, sizeof(message), MPI_BYTE, status.MPI_SOURCE, tag, comm_,
-                   MPI_STATUS_IGNORE),
-          "MPI_Recv");
+    check(MPI_Mrecv(&message, sizeof(message), MPI_BYTE, &found, MPI_STATUS_IGNORE), "MPI_Mrecv");
     return status.MPI_SOURCE;
   }
 
   void check_own_failure() override {
-    Note note;
-    const int peer = take(kAbort, note);
-    if (peer < 0) return;
-    aborted_ = true;  // the others have been told
-    throw_failure(note.kind, job_rank(peer), note.reason);
+    const std::lock_guard lock(failure_mutex_);  // a split's waits look here too
+    if (failed_by_ < 0) failed_by_ = take(kAbort, note_);
+    if (failed_by_ >= 0) throw_failure(note_.kind, job_rank(failed_by_), note_.reason);
   }
 
   // At the deadline: a message that nobody asked for says what its sender is doing.
@@ -311,7 +326,8 @@ class MpiTransport final : public Transport {
 
   MPI_Comm comm_;
   bool crowded_;
-  bool aborted_ = false;
+  std::mutex failure_mutex_;
+  int failed_by_ = -1;  // the rank whose failure `note_` tells, once there is one
   Note note_{};
   std::vector<Packet> packets_;  // of the receives, then of the sends
   // [peer]: the latest collective of which a header went there, or came from there.
@@ -350,8 +366,9 @@ void start() {
   } else {
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   }
-  DPCOMM_CHECK(provided >= MPI_THREAD_SERIALIZED, EnvironmentError, "this MPI gives thread level ",
-               provided, ", dpcomm needs MPI_THREAD_SERIALIZED",
+  // The threads of two communicators call MPI at the same time.
+  DPCOMM_CHECK(provided == MPI_THREAD_MULTIPLE, EnvironmentError, "this MPI gives thread level ",
+               provided, ", dpcomm needs MPI_THREAD_MULTIPLE, ", MPI_THREAD_MULTIPLE,
                "\n  fix: let dpcomm.init() initialise MPI, or mpi4py with its defaults");
 }
 

@@ -11,7 +11,7 @@
 
 namespace dpcomm::mpi {
 
-// Initialises MPI if nobody has (then finish() must be called); MPI_THREAD_SERIALIZED at least.
+// Initialises MPI if nobody has (then finish() must be called); with MPI_THREAD_MULTIPLE.
 void start();
 void finish();
 

@@ -94,6 +94,7 @@ void ShmTransport::wait(const Stamp& stamp, LookFn look, PeersFn peers) {
       fate = segment_->gone(peer);
       if (awaited < 0 || !fate.empty()) awaited = peer;
     });
+    if (awaited < 0) continue;  // the last has come since
     if (!fate.empty()) {
       // What it sent before it went is still there to be read.
       const Look last = look();

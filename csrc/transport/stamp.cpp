@@ -50,7 +50,7 @@ std::uint64_t fingerprint(const Stamp& stamp) {
 std::string describe(const Stamp& stamp) {
   return concat(name_of(stamp.operation), " #", stamp.sequence, " (", stamp.count, " ",
                 name_of(stamp.dtype), ", ", name_of(stamp.redop), ", ", stamp.algorithm, ", root ",
-                stamp.root, ")");
+                stamp.root, stamp.epilogue[0] ? ", epilogue " : "", stamp.epilogue, ")");
 }
 
 std::string position(const Stamp& stamp) {

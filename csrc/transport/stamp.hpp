@@ -37,7 +37,8 @@ struct Stamp {
   std::uint16_t rounds = 0;
   Operation operation = Operation::kNone;
   RedOp redop = RedOp::kSum;
-  char algorithm[26] = {};
+  char algorithm[19] = {};
+  char epilogue[7] = {};  // what it is for; empty: there is none
 
   bool operator==(const Stamp&) const = default;
 };

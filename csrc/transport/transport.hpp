@@ -88,7 +88,9 @@ class Transport {
   virtual Vendor* vendor() { return nullptr; }
 
   // A transport among `members`: ranks of this one, in the order of the new one, this rank among
-  // them. Each member calls it, in the collective that the stamp names.
+  // them. Each member calls it, in the collective that the stamp names. Over MPI the members meet
+  // before the library makes its communicator; if one dies in between, the others' wait is the
+  // library's, without a deadline.
   virtual std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) = 0;
 
   // The all-reduce of the library that carries the messages, for comparison: its own waits, and no

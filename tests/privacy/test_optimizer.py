@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from groups import results, run_threads
+from groups import all_fail, results, run_threads
 from scipy import stats
 
-from dpcomm import PrivateStep, UsageError, _core
+from dpcomm import MismatchError, PrivateStep, UsageError, _core
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
 
 COUNT = 10_007
@@ -170,3 +170,15 @@ def test_what_does_not_fit_is_refused():
         assert math.isfinite(job.parameters.sum())
 
     results(run_threads(1, body))
+
+
+@pytest.mark.parametrize("algo", [None, "ring"])
+def test_a_state_that_one_rank_alone_asks_for_is_an_error_on_every_rank(algo):
+    def body(comm):
+        job = Job(comm, Adam(0.01), algo)
+        job.steps(0, 1)
+        if comm.rank == 0:
+            job.update.state_dict()
+        job.steps(1, 9)
+
+    all_fail(run_threads(2, body, 5), MismatchError, "epilogue gather", "epilogue update")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from groups import results, run_threads
+from groups import all_fail, results, run_threads
 from scipy import stats
 from test_plan import PLAN
 
@@ -132,3 +132,19 @@ def test_different_plans_are_found_on_every_rank():
         assert "on rank 3" in str(error)
     assert results(run_threads(3, lambda comm: check_same_plan(PLAN, comm))) == [None] * 3
     assert results(run_threads(3, lambda comm: check_same_plan(None, comm))) == [None] * 3
+
+
+@pytest.mark.parametrize("algo", [None, "ring", "recursive_doubling"])
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("count", [100, 100_000])
+def test_a_step_never_meets_a_plain_sum_of_its_length(count, size, algo):
+    def body(comm):
+        step = PrivateStep(comm, count, 1.0, 1.0, 1.0, algo=algo)
+        buffer = np.ones(count, np.float32)
+        if comm.rank == 0:
+            step(buffer)
+        else:
+            comm.all_reduce(buffer, algo=algo)
+        comm.barrier()  # where a rank that had only to send learns of it
+
+    all_fail(run_threads(size, body, 5), MismatchError, "root 0, epilogue noise)", "root 0)")

@@ -92,6 +92,20 @@ def test_a_late_rank_is_named_at_the_deadline_with_what_it_did_last(size):
     )
 
 
+# Waits look at the clock each 100 ms at most: these come after the deadline, and before the look.
+@pytest.mark.parametrize("late", [0.57, 0.58])
+def test_who_comes_at_the_deadline_is_in_time_for_all_or_for_none(late):
+    def body(comm):
+        comm.barrier()
+        if comm.rank == 1:
+            time.sleep(late)
+        return float(comm.all_reduce(np.ones(4))[0])
+
+    outcomes = run_threads(2, body, 0.55)
+    if outcomes != [2, 2]:
+        all_fail(outcomes, dpcomm.TimeoutError, "waiting for rank 1")
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_a_rank_that_leaves_is_named_at_once(size):
     def body(comm):
