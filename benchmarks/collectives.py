@@ -61,9 +61,8 @@ class Contender:
     """One program, under one launcher with one set of settings."""
 
     name: str
-    mpirun: Path
+    mpirun: list[str]  # and its options
     program: list[str]
-    options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     crowded: dict[str, str] = field(default_factory=dict)  # where ranks outnumber cores
 
@@ -84,21 +83,21 @@ class Record:
 
 
 def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
-    mpirun = Path(sys.executable).parent / "mpirun"
+    mpirun = [sys.executable, str(HERE / "peers" / "ranks.py")]
     ours = [sys.executable, str(HERE / "peers" / "ours.py"), "sums"]
     mpich_crowded = {"MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1"}
-    yield Contender("ours", mpirun, [*ours, *OURS], environment=OPENMPI)
+    yield Contender("ours", mpirun, [*ours, *OURS])
     if importlib.util.find_spec("torch"):
-        yield Contender("gloo", mpirun, [*ours, "gloo"], environment=OPENMPI)
+        yield Contender("gloo", mpirun, [*ours, "gloo"])
     for name, prefix in peers.items():
         binary = folder / name
         variables = {"I_MPI_ROOT": str(prefix), "PATH": f"{prefix}/bin:{os.environ['PATH']}"}
         source = str(HERE / "peers" / "mpi_allreduce.c")
         compiler = [f"{prefix}/bin/mpicc", "-O2", source, "-o", str(binary)]
         subprocess.run(compiler, env={**os.environ, **variables}, check=True)
-        start, program = prefix / "bin" / "mpirun", [str(binary)]
+        start, program = [f"{prefix}/bin/mpirun"], [str(binary)]
         version = subprocess.run(
-            [start, "--version"],
+            [*start, "--version"],
             env={**os.environ, **variables, **OPENMPI},
             capture_output=True,
             text=True,
@@ -106,9 +105,9 @@ def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
         if "Open MPI" in version:
             variables |= OPENMPI
             keep = variables | KEEP_MEMORY
-            yield Contender(name, start, program, environment=variables)
-            yield Contender(f"{name}-keep", start, program, environment=keep)
-            yield Contender(f"{name}-ucx", start, program, ["--mca", "pml", "ucx"], keep)
+            yield Contender(name, start, program, variables)
+            yield Contender(f"{name}-keep", start, program, keep)
+            yield Contender(f"{name}-ucx", [*start, "--mca", "pml", "ucx"], program, keep)
         elif "Intel" in version:
             variables |= {
                 **KEEP_MEMORY,
@@ -116,9 +115,9 @@ def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
                 "I_MPI_PIN": "0",
                 "LD_LIBRARY_PATH": f"{prefix}/lib",
             }
-            yield Contender(name, start, program, [], variables, {"I_MPI_THREAD_YIELD": "2"})
+            yield Contender(name, start, program, variables, {"I_MPI_THREAD_YIELD": "2"})
         else:
-            yield Contender(name, start, program, [], variables | KEEP_MEMORY, mpich_crowded)
+            yield Contender(name, start, program, variables | KEEP_MEMORY, mpich_crowded)
 
 
 def launch(
@@ -133,7 +132,7 @@ def launch(
             "PYTHONPATH": str(HERE.parent),
             "DPCOMM_BENCH_STORE": f"{folder}/store",
         }
-        launcher = [str(contender.mpirun), *contender.options, "-np", str(ranks)]
+        launcher = [*contender.mpirun, "-np", str(ranks)]
         with subprocess.Popen(
             [*launcher, *contender.program, *arguments],
             env=environment,
