@@ -12,7 +12,11 @@ probed; a turn in which it changed, or in which both were threads of one core, c
 contender has no other. What the memory itself can do is measured in the same run: two processes,
 `a = b = a + b`.
 
-Prints our time over the best peer's and appends a record a cell to
+A peer that takes longer than `--patience` for a size (MPICH can need half a minute a call where
+ranks outnumber cores) is stopped, has no time there, and is not asked for that size or a longer one
+again.
+
+Prints our time over the best peer's and appends a record a cell and turn, as turns end, to
 benchmarks/baselines/collectives.jsonl. `--ranks 2`, then `--ranks 4 8`, split a run.
 """
 
@@ -22,6 +26,7 @@ import argparse
 import importlib.util
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -56,9 +61,8 @@ class Contender:
     """One program, under one launcher with one set of settings."""
 
     name: str
-    mpirun: Path
+    mpirun: list[str]  # and its options
     program: list[str]
-    options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     crowded: dict[str, str] = field(default_factory=dict)  # where ranks outnumber cores
 
@@ -69,7 +73,8 @@ class Record:
     contender: str
     ranks: int
     bytes: int
-    time_us: float
+    time_us: float  # or more, where it was not ended
+    ended: bool
     hop_before_ns: float
     hop_after_ns: float
     steady: bool
@@ -78,21 +83,21 @@ class Record:
 
 
 def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
-    mpirun = Path(sys.executable).parent / "mpirun"
+    mpirun = [sys.executable, str(HERE / "peers" / "ranks.py")]
     ours = [sys.executable, str(HERE / "peers" / "ours.py"), "sums"]
     mpich_crowded = {"MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1"}
-    yield Contender("ours", mpirun, [*ours, *OURS], environment=OPENMPI)
+    yield Contender("ours", mpirun, [*ours, *OURS])
     if importlib.util.find_spec("torch"):
-        yield Contender("gloo", mpirun, [*ours, "gloo"], environment=OPENMPI)
+        yield Contender("gloo", mpirun, [*ours, "gloo"])
     for name, prefix in peers.items():
         binary = folder / name
         variables = {"I_MPI_ROOT": str(prefix), "PATH": f"{prefix}/bin:{os.environ['PATH']}"}
         source = str(HERE / "peers" / "mpi_allreduce.c")
         compiler = [f"{prefix}/bin/mpicc", "-O2", source, "-o", str(binary)]
         subprocess.run(compiler, env={**os.environ, **variables}, check=True)
-        start, program = prefix / "bin" / "mpirun", [str(binary)]
+        start, program = [f"{prefix}/bin/mpirun"], [str(binary)]
         version = subprocess.run(
-            [start, "--version"],
+            [*start, "--version"],
             env={**os.environ, **variables, **OPENMPI},
             capture_output=True,
             text=True,
@@ -100,9 +105,9 @@ def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
         if "Open MPI" in version:
             variables |= OPENMPI
             keep = variables | KEEP_MEMORY
-            yield Contender(name, start, program, environment=variables)
-            yield Contender(f"{name}-keep", start, program, environment=keep)
-            yield Contender(f"{name}-ucx", start, program, ["--mca", "pml", "ucx"], keep)
+            yield Contender(name, start, program, variables)
+            yield Contender(f"{name}-keep", start, program, keep)
+            yield Contender(f"{name}-ucx", [*start, "--mca", "pml", "ucx"], program, keep)
         elif "Intel" in version:
             variables |= {
                 **KEEP_MEMORY,
@@ -110,14 +115,16 @@ def contenders(peers: dict[str, Path], folder: Path) -> Iterator[Contender]:
                 "I_MPI_PIN": "0",
                 "LD_LIBRARY_PATH": f"{prefix}/lib",
             }
-            yield Contender(name, start, program, [], variables, {"I_MPI_THREAD_YIELD": "2"})
+            yield Contender(name, start, program, variables, {"I_MPI_THREAD_YIELD": "2"})
         else:
-            yield Contender(name, start, program, [], variables | KEEP_MEMORY, mpich_crowded)
+            yield Contender(name, start, program, variables | KEEP_MEMORY, mpich_crowded)
 
 
-def launch(contender: Contender, ranks: int, arguments: list[str]) -> str:
-    """What rank 0 prints."""
-    with tempfile.TemporaryDirectory() as folder:
+def launch(
+    contender: Contender, ranks: int, arguments: list[str], patience: float
+) -> Iterator[str]:
+    """The lines of rank 0 as they come. TimeoutError where one takes longer than `patience`."""
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+b") as errors:
         environment = {
             **os.environ,
             **contender.environment,
@@ -125,17 +132,29 @@ def launch(contender: Contender, ranks: int, arguments: list[str]) -> str:
             "PYTHONPATH": str(HERE.parent),
             "DPCOMM_BENCH_STORE": f"{folder}/store",
         }
-        launcher = [contender.mpirun, *contender.options, "-np", str(ranks)]
-        done = subprocess.run(
+        launcher = [*contender.mpirun, "-np", str(ranks)]
+        with subprocess.Popen(
             [*launcher, *contender.program, *arguments],
             env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    if done.returncode != 0:
-        raise RuntimeError(f"{contender.name}, {ranks} ranks:\n{done.stdout}{done.stderr}")
-    return done.stdout
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,  # what select() sees is all that is left
+        ) as job:
+            assert job.stdout is not None
+            try:
+                while select.select([job.stdout], [], [], patience)[0]:
+                    line = job.stdout.readline()
+                    if not line:
+                        break
+                    yield line.decode()
+                else:
+                    raise TimeoutError
+                failed = job.wait(patience) != 0
+            finally:
+                job.terminate()
+        if failed:
+            errors.seek(0)
+            raise RuntimeError(f"{contender.name}, {ranks} ranks:\n{errors.read().decode()}")
 
 
 class Memory:
@@ -161,52 +180,68 @@ class Memory:
         return self._run("limit", str(size))
 
 
-def turn(contender: Contender, ranks: int, budget: float, memory: Memory) -> list[Record]:
+def turn(
+    contender: Contender,
+    ranks: int,
+    sizes: list[int],
+    budget: float,
+    patience: float,
+    memory: Memory,
+) -> list[Record]:
+    times: list[tuple[str, int, float, bool]] = []
     before = memory.hop()
-    output = launch(contender, ranks, [str(budget), *map(str, SIZES)])
+    try:
+        for line in launch(contender, ranks, [str(budget), *map(str, sizes)], patience):
+            *kind, size, seconds = line.split()
+            times.append((kind[0] if kind else contender.name, int(size), float(seconds), True))
+    except TimeoutError:
+        times.append((contender.name, sizes[len(times)], patience, False))
     after = memory.hop()
     low, high = sorted((before, after))
-    records = []
-    for line in output.splitlines():
-        *kind, size, seconds = line.split()
-        records.append(
-            Record(
-                op="all_reduce",
-                contender=kind[0] if kind else contender.name,
-                ranks=ranks,
-                bytes=int(size),
-                time_us=round(float(seconds) * 1e6, 3),
-                hop_before_ns=before,
-                hop_after_ns=after,
-                steady=low > ONE_CORE_NS and high < STEADY * low,
-                load=round(os.getloadavg()[0], 2),
-                when=time.strftime("%Y-%m-%d"),
-            )
+    return [
+        Record(
+            op="all_reduce",
+            contender=name,
+            ranks=ranks,
+            bytes=size,
+            time_us=round(seconds * 1e6, 3),
+            ended=ended,
+            hop_before_ns=before,
+            hop_after_ns=after,
+            steady=low > ONE_CORE_NS and high < STEADY * low,
+            load=round(os.getloadavg()[0], 2),
+            when=time.strftime("%Y-%m-%d"),
         )
-    return records
+        for name, size, seconds, ended in times
+    ]
 
 
-def best(records: list[Record], name: str, size: int) -> Record:
-    """The fastest turn of a contender, of those in which the cores stayed where they were."""
-    of_cell = [r for r in records if (r.contender, r.bytes) == (name, size)]
-    return min([r for r in of_cell if r.steady] or of_cell, key=lambda r: r.time_us)
+def best(records: list[Record]) -> dict[tuple[str, int], Record]:
+    """The fastest turn of each cell, of those in which the cores stayed where they were."""
+    cells: dict[tuple[str, int], Record] = {}
+    for record in records:
+        so_far = cells.setdefault((record.contender, record.bytes), record)
+        if (not record.steady, record.time_us) < (not so_far.steady, so_far.time_us):
+            cells[record.contender, record.bytes] = record
+    return cells
 
 
 def show(ranks: int, cells: dict[tuple[str, int], Record]) -> None:
     names = list(dict.fromkeys(name for name, _ in cells))
-    peers = [name for name in names if name not in OURS]
     print(f"\n{ranks} ranks, µs" + "".join(f"{name:>13}" for name in names), end="")
-    print("   times the best peer: registered, private" if peers else "")
+    print("   times the best peer: registered, private" if set(names) > set(OURS) else "")
     for size in SIZES:
-        columns = "".join(
-            f"{cells[name, size].time_us:12.2f}{' ' if cells[name, size].steady else '*'}"
-            for name in names
-        )
-        ratios = ""
-        if peers:
-            peer = min(cells[name, size].time_us for name in peers)
-            ratios = "".join(f"{cells[kind, size].time_us / peer:10.3f}" for kind in OURS)
-        print(f"{size:12d} {columns}{ratios}", flush=True)
+        row = {name: cells[name, size] for name in names if (name, size) in cells}
+        columns = ""
+        for name in names:
+            if cell := row.get(name):
+                mark = "+" if not cell.ended else " " if cell.steady else "*"
+                columns += f"{cell.time_us:12.2f}{mark}"
+            else:
+                columns += f"{'-':>12} "
+        peers = [cell.time_us for name, cell in row.items() if name not in OURS]
+        ratios = [row[kind].time_us / min(peers) for kind in OURS if peers]
+        print(f"{size:12d} {columns}" + "".join(f"{ratio:10.3f}" for ratio in ratios), flush=True)
 
 
 def main() -> None:
@@ -215,6 +250,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=0.25, help="seconds a cell and round")
+    parser.add_argument(
+        "--patience", type=float, default=15, help="seconds that a start or a cell may take"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "baselines" / "collectives.jsonl")
     args = parser.parse_args()
     given = {name: Path(prefix) for name, prefix in (peer.split("=", 1) for peer in args.peers)}
@@ -224,33 +262,48 @@ def main() -> None:
         entrants = list(contenders(given, Path(folder)))
         for ranks in args.ranks:
             records: list[Record] = []
+            asked = {entrant.name: list(SIZES) for entrant in entrants}
             limits = [memory.limit(SIZES[-1]) for _ in range(args.rounds if ranks == 2 else 0)]
-            for _ in range(args.rounds):
-                for entrant in list(entrants):
-                    try:
-                        records += turn(entrant, ranks, args.budget, memory)
-                    except (RuntimeError, subprocess.TimeoutExpired) as error:
-                        if entrant.name == "ours":
-                            raise
-                        entrants.remove(entrant)
-                        print(f"left out from here on: {error}", file=sys.stderr)
-            names = dict.fromkeys(r.contender for r in records)
-            cells = {(name, size): best(records, name, size) for name in names for size in SIZES}
+            for entrant in args.rounds * entrants:
+                sizes = asked[entrant.name]
+                if not sizes:
+                    continue
+                try:
+                    ended = turn(entrant, ranks, sizes, args.budget, args.patience, memory)
+                except RuntimeError as error:
+                    if entrant.name == "ours":
+                        raise
+                    sizes.clear()
+                    print(f"left out from here on: {error}", file=sys.stderr)
+                    continue
+                if late := [record.bytes for record in ended if not record.ended]:
+                    del sizes[sizes.index(late[0]) :]
+                    print(
+                        f"{entrant.name}, {ranks} ranks: over {args.patience:.0f} s at {late[0]} "
+                        "bytes, left out from there on",
+                        flush=True,
+                    )
+                records += ended
+                file.writelines(json.dumps(asdict(record)) + "\n" for record in ended)
+                file.flush()
+            cells = best(records)
             show(ranks, cells)
-            for record in cells.values():
-                file.write(json.dumps(asdict(record)) + "\n")
             if limits:
-                extra = beside(entrants[0], memory, min(limits), cells["registered", SIZES[-1]])
+                registered = cells["registered", SIZES[-1]]
+                extra = beside(entrants[0], memory, min(limits), registered, args.patience)
                 file.write(json.dumps(extra) + "\n")
 
 
-def beside(ours: Contender, memory: Memory, limit: float, registered: Record) -> dict[str, object]:
+def beside(
+    ours: Contender, memory: Memory, limit: float, registered: Record, patience: float
+) -> dict[str, object]:
     """What else must hold: the share of the memory's limit, Python's part, and idle ranks."""
     limit = min(limit, memory.limit(registered.bytes))
     program = ours.program[:2]
 
     def ask(ranks: int, *words: str) -> float:
-        return float(launch(Contender("ours", ours.mpirun, program), ranks, list(words)))
+        contender = Contender("ours", ours.mpirun, program)
+        return float("".join(launch(contender, ranks, list(words), patience)))
 
     share = limit * 1e6 / registered.time_us
     python = ask(2, "python", "0.5")

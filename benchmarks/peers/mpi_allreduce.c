@@ -54,7 +54,10 @@ int main(int argc, char** argv) {
     for (int call = 0; call < calls; ++call) seconds[call] = time_call(data, bytes, call & 1);
     MPI_Allreduce(MPI_IN_PLACE, seconds, calls, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
     qsort(seconds, calls, sizeof(double), ascending);
-    if (rank == 0) printf("%zu %.9f\n", bytes, seconds[calls / 2]);
+    if (rank == 0) {
+      printf("%zu %.9f\n", bytes, seconds[calls / 2]);
+      fflush(stdout);
+    }
     free(seconds);
     free(data);
   }

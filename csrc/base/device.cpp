@@ -73,8 +73,42 @@ struct Fusion {
   }
 };
 
-// The first result is written in passing, the others are copied from the cache: memcpy takes lines
-// from another core several times faster than single stores do.
+// Each line goes to several places at once: more lines of other cores are on their way together
+// than where one copy is made after the other.
+template <std::size_t kCopies>
+void copy_lines(const std::byte* from, std::byte* const* outs, std::size_t begin,
+                std::size_t length) {
+  constexpr std::size_t kLine = 64;
+  std::byte* to[kCopies];
+  for (std::size_t copy = 0; copy < kCopies; ++copy) to[copy] = outs[copy] + begin;
+  std::size_t at = 0;
+  for (; at + kLine <= length; at += kLine) {
+    std::byte line[kLine];
+    std::memcpy(line, from + at, kLine);
+#pragma GCC unroll 4
+    for (std::size_t copy = 0; copy < kCopies; ++copy) std::memcpy(to[copy] + at, line, kLine);
+  }
+  for (std::byte* out : to) std::memcpy(out + at, from + at, length - at);
+}
+
+void copy_to_all(const void* data, void* const* results, std::size_t copies, std::size_t begin,
+                 std::size_t length) {
+  const auto from = static_cast<const std::byte*>(data);
+  auto outs = reinterpret_cast<std::byte* const*>(results);
+  for (; copies > 4; copies -= 4, outs += 4) copy_lines<4>(from, outs, begin, length);
+  switch (copies) {
+    case 1:
+      return copy_lines<1>(from, outs, begin, length);
+    case 2:
+      return copy_lines<2>(from, outs, begin, length);
+    case 3:
+      return copy_lines<3>(from, outs, begin, length);
+    case 4:
+      return copy_lines<4>(from, outs, begin, length);
+  }
+}
+
+// The first result is written in passing, the others are copied from the cache.
 template <class T, class Op, bool kScaled>
 DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, const double* scales,
                                  T* const* outs, std::size_t copies, std::size_t count) {
@@ -105,9 +139,8 @@ DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, con
       default:
         next.template run<4>(so_far, to);
     }
-    for (std::size_t copy = 1; copy < copies; ++copy) {
-      std::memcpy(outs[copy] + begin, to, next.length * sizeof(T));
-    }
+    copy_to_all(to, reinterpret_cast<void* const*>(outs + 1), copies - 1, begin * sizeof(T),
+                next.length * sizeof(T));
   }
 }
 

@@ -8,7 +8,6 @@ namespace {
 
 constexpr std::size_t kGrain = 16;                           // elements; see Buffer::grain
 constexpr std::size_t kPieceBytes = std::size_t{128} << 10;  // stays in the second-level cache
-constexpr std::size_t kFixedSlices = std::size_t{16} << 20;  // bytes; pieces on demand below
 
 void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
@@ -93,15 +92,6 @@ void Direct::run_in_place() {
 
   if (!one_result()) {
     take(0, stamp_->count);
-  } else if (memory_.crowded() && stamp_->count * width_ < kFixedSlices && !call_->epilogue) {
-    // Whoever is on a core takes the next piece; but an epilogue finds its own elements each time.
-    const std::size_t share = stamp_->count * width_ / (2 * size_);
-    const std::size_t piece = std::clamp(share, kPieceBytes / 8, kPieceBytes) / width_;
-    for (;;) {
-      const std::size_t begin = memory_.take_ticket() * piece;
-      if (begin >= stamp_->count) break;
-      reduce(begin, std::min(piece, stamp_->count - begin));
-    }
   } else {
     const Range own = slice(rank_, stamp_->count);
     reduce_all(own.begin, own.end - own.begin);

@@ -67,8 +67,7 @@ Segment::Layout::Layout(int size, bool threads) {
   members = sizeof(Failure);
   streams = members + ranks * sizeof(Member);
   bytes = streams + ranks * ranks * sizeof(ByteStream);
-  tickets = bytes + ranks * ranks * capacity;
-  boards = tickets + sizeof(Tickets);
+  boards = bytes + ranks * ranks * capacity;
   arenas = whole_pages(boards + ranks * sizeof(Board));
   end = arenas + ranks * arena_bytes;
 }

@@ -45,10 +45,6 @@ struct Board {
   alignas(64) std::atomic<std::uint64_t> met{0};
 };
 
-struct Tickets {
-  alignas(64) std::atomic<std::uint64_t> next[2]{};
-};
-
 // The memory that the ranks of one host share: members, the failure, a stream for each ordered
 // pair, boards, and an arena of each rank. For threads of one process it is plain memory, and has
 // no arenas, for they see all of each other's; for processes see rendezvous.hpp. Pages that nobody
@@ -72,7 +68,6 @@ class Segment {
   }
   std::size_t stream_capacity() const { return layout_.capacity; }
   Board& board(int rank) { return reinterpret_cast<Board*>(base_ + layout_.boards)[rank]; }
-  Tickets& tickets() { return *reinterpret_cast<Tickets*>(base_ + layout_.tickets); }
   std::byte* arena(int rank) { return base_ + layout_.arenas + rank * layout_.arena_bytes; }
   std::size_t arena_bytes() const { return layout_.arena_bytes; }
   std::byte* base() { return base_; }
@@ -88,7 +83,7 @@ class Segment {
     Layout(int size, bool threads);
     std::size_t capacity;  // of a stream
     std::size_t arena_bytes;
-    std::size_t members, streams, bytes, tickets, boards, arenas, end;
+    std::size_t members, streams, bytes, boards, arenas, end;
   };
 
   Segment(std::byte* base, int size, bool threads);

@@ -53,12 +53,8 @@ class SharedMemory {
   virtual void enter(const Stamp& stamp) = 0;
   virtual Entry& entry(int rank) = 0;  // of the present direct collective
   virtual void meet(const Stamp& stamp) = 0;
-  // 0, 1, 2, … over all ranks, from 0 in each direct collective.
-  virtual std::uint64_t take_ticket() = 0;
   // kSlots a rank, of kSlotBytes each, for buffers that peers cannot see.
   virtual std::byte* staging(int rank, int slot) = 0;
-  virtual bool crowded() const = 0;  // more ranks than cores; the same on all ranks
-
   virtual bool sees_all() const = 0;  // any buffer: the ranks are threads
   // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.
   virtual void* allocate(std::size_t bytes) = 0;

@@ -268,8 +268,6 @@ void ShmTransport::enter(const Stamp& stamp) {
   mine.fingerprint = expected;
   mine.stamp = stamp;
   ++directs_;
-  // Nobody takes tickets of the next collective before this post, nor of the last one after it.
-  if (rank() == 0) segment_->tickets().next[(directs_ + 1) % 2].store(0, std::memory_order_relaxed);
   mine.posted.store(directs_, std::memory_order_release);
   await_all(stamp, directs_,
             [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {

@@ -32,11 +32,9 @@ class ShmTransport final : public Transport, public SharedMemory {
   void enter(const Stamp& stamp) override;
   Entry& entry(int peer) override { return segment_->board(peer).entries[directs_ % 2]; }
   void meet(const Stamp& stamp) override;
-  std::uint64_t take_ticket() override { return segment_->tickets().next[directs_ % 2]++; }
   std::byte* staging(int peer, int slot) override {
     return segment_->arena(peer) + slot * kSlotBytes;
   }
-  bool crowded() const override { return segment_->crowded(); }
   bool sees_all() const override { return threads_; }
   void* allocate(std::size_t bytes) override { return arena_.allocate(bytes); }
   void release(void* data) noexcept override { arena_.release(data); }

@@ -63,11 +63,11 @@ def alive(pid: int) -> bool:
 
 
 def left_behind() -> set[str]:
-    """What a job could leave on the host: named shared memory and rendezvous sockets."""
+    """What our jobs could leave on the host, those of others aside: memory and sockets by name."""
     sockets = {
         line for line in Path("/proc/net/unix").read_text().splitlines() if "@dpcomm" in line
     }
-    return {str(path) for path in Path("/dev/shm").iterdir()} | sockets
+    return {str(path) for path in Path("/dev/shm").glob("*dpcomm*")} | sockets
 
 
 def mapped() -> set[str]:
