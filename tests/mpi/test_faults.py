@@ -63,11 +63,11 @@ def alive(pid: int) -> bool:
 
 
 def left_behind() -> set[str]:
-    """What our jobs could leave on the host, those of others aside: memory and sockets by name."""
+    """What a job could leave on the host: named shared memory and rendezvous sockets."""
     sockets = {
         line for line in Path("/proc/net/unix").read_text().splitlines() if "@dpcomm" in line
     }
-    return {str(path) for path in Path("/dev/shm").glob("*dpcomm*")} | sockets
+    return {str(path) for path in Path("/dev/shm").iterdir()} | sockets
 
 
 def mapped() -> set[str]:
