@@ -6,8 +6,8 @@ Peers are timed in turn with ours, round after round, so that a busy moment hits
 the time is the median round. `read` is a plain sum over the same buffer: what memory gives. A row's
 norm must be known before its first number may be added. So a row longer than a core's own cache
 comes once from memory and once from the cache that cores share; one thread cannot do both at once,
-and what it could reach is `read twice`, a plain sum that does the same. The last table holds what is
-promised against what was measured.
+and what it could reach is `read twice`, a plain sum that does the same. The last table holds what
+is promised against what was measured.
 """
 
 from __future__ import annotations
