@@ -27,6 +27,10 @@ ShardedUpdate::ShardedUpdate(Communicator& communicator, float* gradient, float*
       parameters_(parameters),
       count_(count),
       settings_(settings) {
+  if (!settings_.algorithm) {
+    settings_.algorithm =
+        communicator.choose(Operation::kAllReduce, {.count = count, .dtype = DType::kFloat32});
+  }
   for (int state = 0; state < states; ++state) states_[state] = pages();
   if (!alone()) owned_ = pages();
   adopt();

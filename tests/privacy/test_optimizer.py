@@ -90,6 +90,21 @@ def test_every_schedule_keeps_the_state_where_it_belongs(algo, registered):
     np.testing.assert_allclose(spread, same, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("algo", _core.algorithms())
+def test_a_later_tuning_moves_no_element_to_another_rank(algo):
+    def body(comm, tuned):
+        job = Job(comm, OPTIMIZERS["adam"][0], noise=1.5)
+        job.steps(0, 1)
+        if tuned:
+            comm.core.tune("all_reduce", "float32", [(1 << 30, algo)])
+        return job.steps(1, 3)
+
+    np.testing.assert_array_equal(
+        of_all_ranks(3, lambda comm: body(comm, True)),
+        of_all_ranks(3, lambda comm: body(comm, False)),
+    )
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_the_applied_update_has_the_noise_that_was_asked_for(size):
     def body(comm):
