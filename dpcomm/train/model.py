@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dpcomm._core import UsageError
 from dpcomm.data.shards import Dataset
+from dpcomm.privacy.sampling import share
 from dpcomm.torch import evaluating
 
 _ROWS = 8192  # evaluated at once
@@ -112,11 +113,6 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     if p == 0 or n == 0:
         return float("nan")
     return float((rankdata(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))
-
-
-def share(records: int, rank: int, size: int) -> tuple[int, int]:
-    """The records, begin to end, that are this rank's: nearly equal parts, in order."""
-    return records * rank // size, records * (rank + 1) // size
 
 
 def _batches(data: Dataset, begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:

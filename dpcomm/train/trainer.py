@@ -27,12 +27,13 @@ from dpcomm.privacy.clipping import ClipRule
 from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
 from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same_plan, default_delta
+from dpcomm.privacy.sampling import share
 from dpcomm.privacy.step import PrivateStep, shared_key
 from dpcomm.torch import FlatParameters
 from dpcomm.train import checkpoint
 from dpcomm.train.checkpoint import Checkpoint
 from dpcomm.train.metrics import Best, Measured, Metrics, best_of
-from dpcomm.train.model import check_outputs, evaluate, load_model, mlp, share
+from dpcomm.train.model import check_outputs, evaluate, load_model, mlp
 from dpcomm.train.options import DATASETS, Options
 from dpcomm.train.schedule import learning_rates
 from dpcomm.train.step import Batches, Step, training_step
