@@ -17,8 +17,20 @@ from dpcomm._core import UsageError
 from dpcomm.data.shards import Dataset
 from dpcomm.privacy.sampling import share
 from dpcomm.torch import evaluating
+from dpcomm.train.options import Options
 
 _ROWS = 8192  # evaluated at once
+
+
+def make_model(options: Options, features: int, classes: int) -> nn.Module:
+    """The user's, or an MLP, with weights by the options' seed. Raises as the functions below."""
+    torch.manual_seed(options.seed)
+    if options.model:
+        module = load_model(options.model, features, classes)
+    else:
+        module = mlp(features, classes, options.hidden)
+    check_outputs(module, features, classes)
+    return module
 
 
 def mlp(features: int, classes: int, hidden: tuple[int, ...]) -> nn.Module:
