@@ -16,9 +16,8 @@ import dpcomm
 from dpcomm.comm import Communicator
 from dpcomm.privacy.mlp import Layer, Mlp, Records
 from dpcomm.privacy.optimizer import NativeStep, Sgd, ShardedOptimizer
-from dpcomm.privacy.sampling import poisson_sample
+from dpcomm.privacy.sampling import poisson_sample, share
 from dpcomm.privacy.step import PrivateStep, shared_key
-from dpcomm.train.model import share
 
 MODELS = {"small": (40, 64, 32, 1), "wide": (40, 512, 512, 1)}
 FEATURES = 40

@@ -18,7 +18,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from dpcomm._core import UsageError
-from dpcomm.privacy.sampling import poisson_sample, truncated_sample
+from dpcomm.privacy.sampling import poisson_sample, share, truncated_sample
 from dpcomm.privacy.step import shared_key
 
 
@@ -93,8 +93,7 @@ class PrivateLoader:
         )
 
     def _parts(self) -> Iterator[np.ndarray]:
-        rank, size = self._comm.rank, self._comm.size
-        begin, end = self.records * rank // size, self.records * (rank + 1) // size
+        begin, end = share(self.records, self._comm.rank, self._comm.size)
         for _ in range(len(self)):
             ids = self._draw(begin, end)
             self.drawn += 1

@@ -11,7 +11,6 @@
 namespace dpcomm {
 namespace {
 
-constexpr std::size_t kWholeLines = 16;  // elements; see Buffer::grain
 constexpr std::size_t kShortBytes = 16384;
 
 bool is_float(DType dtype) {
@@ -47,7 +46,7 @@ void Communicator::all_reduce(const Arguments& arguments) {
   if (algorithm == Algorithm::kNccl) return run_vendor(Operation::kAllReduce, arguments);
   if (runs_direct(algorithm, arguments)) return run_direct(Operation::kAllReduce, arguments);
   take_input(*channel(arguments).transport->device(), arguments.out, arguments, arguments.count);
-  run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kWholeLines}, arguments);
+  run(Operation::kAllReduce, algorithm, {arguments.out, arguments.count, kGrain}, arguments);
 }
 
 // The library's wait has no deadline and its messages no header: ranks agree before they enter it.
@@ -106,8 +105,7 @@ void Communicator::broadcast(const Arguments& arguments) {
     channel(arguments).transport->device()->copy(arguments.out, arguments.data,
                                                  arguments.count * size_of(arguments.dtype));
   }
-  run(Operation::kBroadcast, Algorithm::kTree, {arguments.out, arguments.count, kWholeLines},
-      arguments);
+  run(Operation::kBroadcast, Algorithm::kTree, {arguments.out, arguments.count, kGrain}, arguments);
 }
 
 void Communicator::reduce(const Arguments& arguments) {
@@ -120,7 +118,7 @@ void Communicator::reduce(const Arguments& arguments) {
     work = over.scratch.at_least(arguments.count * size_of(arguments.dtype));
   }
   take_input(*over.transport->device(), work, arguments, arguments.count);
-  run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kWholeLines}, arguments);
+  run(Operation::kReduce, Algorithm::kTree, {work, arguments.count, kGrain}, arguments);
 }
 
 void Communicator::all_to_all(const Arguments& arguments) {

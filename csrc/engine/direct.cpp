@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/execute.hpp"
+
 namespace dpcomm {
 namespace {
 
-constexpr std::size_t kGrain = 16;                           // elements; see Buffer::grain
 constexpr std::size_t kPieceBytes = std::size_t{128} << 10;  // stays in the second-level cache
 
 void copy_bytes(void* to, const void* from, std::size_t bytes) {

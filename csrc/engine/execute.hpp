@@ -8,12 +8,14 @@
 
 namespace dpcomm {
 
+// Elements; what is cut at multiples of it has whole cache lines and whole blocks of noise.
+inline constexpr std::size_t kGrain = 16;
+
 // The buffer that a schedule runs over.
 struct Buffer {
   void* data;
   std::size_t count;  // elements
-  // Blocks are cut at multiples of this many elements: 16, so that cache lines and blocks of noise
-  // are whole, or 1, for shards of equal size.
+  // Blocks are cut at multiples of this many elements: kGrain, or 1, for shards of equal size.
   std::size_t grain;
 };
 

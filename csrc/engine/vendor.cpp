@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "engine/execute.hpp"
+
 namespace dpcomm {
 namespace {
-
-constexpr std::size_t kGrain = 16;  // elements; see Buffer::grain
 
 class VendorRun {
  public:

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int kCount = Lanes::kCount;
 
-int smaller(int a, int b) { return a < b ? a : b; }
-
 // Rows of inputs to the layer's features, [sample][feature] block by block.
 void pack_features(const Chunk& chunk, const LinearLayer& layer, const GhostUse& use,
                    const Panel& panel) {

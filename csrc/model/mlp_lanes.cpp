@@ -11,8 +11,6 @@ namespace {
 
 constexpr int kCount = Lanes::kCount;
 
-int smaller(int a, int b) { return a < b ? a : b; }
-
 // The numbers of one panel, in the thread's scratch.
 struct Scratch {
   float* next;

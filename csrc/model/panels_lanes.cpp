@@ -8,8 +8,6 @@ namespace {
 
 constexpr int kCount = Lanes::kCount;
 
-int smaller(int a, int b) { return a < b ? a : b; }
-
 // Adds the sum over the samples of deltas [rows][samples] and features [samples][columns] to, or
 // stores it in, total [rows][columns], rows `stride` apart.
 template <int kRows, int kVectors>

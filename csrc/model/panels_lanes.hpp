@@ -36,6 +36,8 @@ struct Panel {
 };
 
 // Static: no width's code may stand in for another's.
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+
 static inline int blocks_of(int features) { return (features + kPanel - 1) / kPanel; }
 
 static inline float* features_of(const Chunk& chunk, const LinearLayer& layer, int block,

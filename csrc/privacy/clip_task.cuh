@@ -2,10 +2,10 @@
 
 #include <cmath>
 
+#include "base/arithmetic.hpp"
 #include "base/cuda.hpp"
 #include "privacy/clip_cuda.hpp"
 #include "privacy/clip_factor.hpp"
-#include "privacy/scalar.hpp"
 
 // What all kernels of clip_cuda.cu share.
 
@@ -30,17 +30,9 @@ struct ClipTask {
   GradBlock block[kMaxGradBlocks];
 };
 
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ float widen(BFloat16 value) {
-  return Scalar::from_bits(std::uint32_t{value.bits} << 16);
-}
-// A scaling by 2^112 moves the exponent, of subnormals too; infinities and NaNs keep theirs.
-__device__ __forceinline__ float widen(Float16 value) {
-  const std::uint32_t sign = (value.bits & 0x8000u) << 16;
-  const std::uint32_t rest = (value.bits & 0x7fffu) << 13;
-  const float scaled = Scalar::from_bits(rest) * 0x1p112f;
-  const std::uint32_t wide = rest < 0x0f800000u ? Scalar::bits(scaled) : rest | 0x7f800000u;
-  return Scalar::from_bits(sign | wide);
+template <class T>
+__device__ __forceinline__ float widen(T value) {
+  return Wide<T>::load(value);
 }
 
 __device__ __forceinline__ double warp_sum(double value) {

@@ -64,7 +64,6 @@ struct Lanes {
   DPCOMM_HD static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
   DPCOMM_HD static Float to_float(Word a) { return __builtin_convertvector(a, Float); }
   DPCOMM_HD static Int to_int(Word a) { return reinterpret_cast<Int>(a); }
-  DPCOMM_HD static Word to_word(Int a) { return reinterpret_cast<Word>(a); }
   DPCOMM_HD static Word bits(Float a) { return reinterpret_cast<Word>(a); }
   DPCOMM_HD static Float from_bits(Word a) { return reinterpret_cast<Float>(a); }
 
@@ -72,7 +71,7 @@ struct Lanes {
   DPCOMM_HD static Float load(const BFloat16* from) {
     return from_bits(__builtin_convertvector(read<Short>(from), Word) << 16);
   }
-  DPCOMM_HD static Float load(const Float16* from) {  // as to_float in base/dtype.cpp
+  DPCOMM_HD static Float load(const Float16* from) {  // as to_float in base/dtype.hpp
     const Word half = __builtin_convertvector(read<Short>(from), Word);
     const Word shifted = (half & 0x7fffu) << 13;
     const Word finite = bits(from_bits(shifted) * 0x1p112f);

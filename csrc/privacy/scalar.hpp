@@ -22,7 +22,6 @@ struct Scalar {
   DPCOMM_HD static Float to_float(Int a) { return static_cast<float>(a); }
   DPCOMM_HD static Float to_float(Word a) { return static_cast<float>(a); }
   DPCOMM_HD static Int to_int(Word a) { return static_cast<Int>(a); }
-  DPCOMM_HD static Word to_word(Int a) { return static_cast<Word>(a); }
   DPCOMM_HD static Word bits(Float a) {
     Word word;
     __builtin_memcpy(&word, &a, sizeof word);

@@ -9,6 +9,11 @@ import numpy as np
 from dpcomm import _core
 
 
+def share(records: int, rank: int, size: int) -> tuple[int, int]:
+    """The records, begin to end, that are this rank's: nearly equal parts, in order."""
+    return records * rank // size, records * (rank + 1) // size
+
+
 def poisson_sample(key: bytes, step: int, sample_rate: float, begin: int, end: int) -> np.ndarray:
     """The ids in [begin, end) that `step` takes, each with probability `sample_rate`, ascending.
 

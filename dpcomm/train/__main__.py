@@ -12,7 +12,7 @@ from dpcomm._core import UsageError
 from dpcomm.train.options import Options, parse
 
 if TYPE_CHECKING:
-    from dpcomm.train.trainer import Summary
+    from dpcomm.train.metrics import Summary
 
 
 def main() -> int:
@@ -35,7 +35,8 @@ def main() -> int:
 
 def run(comm: launch.Communicator, options: Options) -> None:
     """Everything after the command line, on one rank."""
-    from dpcomm.train.trainer import Trainer, save_summary
+    from dpcomm.train.metrics import save_summary
+    from dpcomm.train.trainer import Trainer
 
     summary = Trainer(comm, options).train()
     if comm.rank != 0:

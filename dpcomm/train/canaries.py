@@ -10,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from dpcomm.data.shards import FORMAT, Dataset
+from dpcomm.train.metrics import Summary
 from dpcomm.train.options import parse
-from dpcomm.train.trainer import Summary, Trainer
+from dpcomm.train.trainer import Trainer
 
 _LOUD = 10.0  # a canary's one feature: its gradient is longer than the clip norm of 1
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dpcomm._core import UsageError
+from dpcomm.privacy.optimizer import ShardedOptimizer
 from dpcomm.privacy.step import shared_bytes
 
 _FORMAT = "dpcomm.checkpoint/3"
@@ -37,6 +39,18 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
+
+    def restore(self, model: nn.Module, optimizer: ShardedOptimizer, path: Path) -> None:
+        """Collective; raises UsageError, which names the file, for another model or optimizer."""
+        try:
+            model.load_state_dict(self.model)
+            optimizer.adopt()
+            optimizer.load_state_dict(self.optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"--resume: {path} does not fit the model or the optimizer: {error}: give the "
+                "--model, --hidden and --optimizer that it was trained with"
+            ) from error
 
 
 def set_aside(path: Path) -> None:

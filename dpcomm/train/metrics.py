@@ -1,4 +1,5 @@
-"""What a run measures as it goes: JSON lines, and TensorBoard where it is asked for."""
+"""What a run measures as it goes, JSON lines, and TensorBoard where it is asked for; and what it
+says of itself at its end."""
 
 from __future__ import annotations
 
@@ -29,6 +30,37 @@ class Measured:
         """What evaluations are compared by: the AUC of two classes, else the accuracy. Where one
         class is rare, accuracy is that of always naming the other for most of a run."""
         return self.accuracy if self.auc is None or math.isnan(self.auc) else self.auc
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run says of itself. Nothing in it but the test metrics is computed from records."""
+
+    dataset: str
+    ranks: int
+    steps: int
+    records: int
+    sample_rate: float
+    noise_multiplier: float
+    clip_norm: float | None  # an adaptive one's last
+    epsilon: float | None  # of this model; None where nothing is promised
+    epsilon_of_ledger: float | None  # of all that the ledger holds
+    warning: str | None  # what the data's own preparation left outside of ε
+    delta: float | None
+    accuracy: float
+    auc: float | None
+    majority: float  # accuracy of always naming the test records' most frequent class
+    epoch_seconds: float
+    step_us: float
+    parameters: int
+    best_step: int  # of the evaluation with the highest AUC or accuracy, whose checkpoint is kept
+    best_quality: float  # the AUC of two classes, else the accuracy
+    key_hash: str | None
+    plan: dict[str, Any] | None
+    checkpoint: str
+    best_checkpoint: str
+    metrics: str
+    ledger: str | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +128,23 @@ def read(path: Path) -> list[Measured]:
     return [Measured(**json.loads(line)) for line in whole]
 
 
+def save_summary(summary: Summary, path: Path) -> None:
+    """Writes the record as JSON, whole or not at all. What is infinite or unknown is null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(_finite(summary), indent=1) + "\n")
+    os.replace(new, path)
+
+
 def _line(row: Measured) -> str:
-    finite = {
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(record: Measured | Summary) -> dict[str, Any]:
+    return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in asdict(row).items()
+        for name, value in asdict(record).items()
     }
-    return json.dumps(finite) + "\n"
 
 
 def _board(folder: Path, step: int) -> Any:

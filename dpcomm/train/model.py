@@ -15,9 +15,22 @@ from torch import Tensor, nn
 
 from dpcomm._core import UsageError
 from dpcomm.data.shards import Dataset
+from dpcomm.privacy.sampling import share
 from dpcomm.torch import evaluating
+from dpcomm.train.options import Options
 
 _ROWS = 8192  # evaluated at once
+
+
+def make_model(options: Options, features: int, classes: int) -> nn.Module:
+    """The user's, or an MLP, with weights by the options' seed. Raises as the functions below."""
+    torch.manual_seed(options.seed)
+    if options.model:
+        module = load_model(options.model, features, classes)
+    else:
+        module = mlp(features, classes, options.hidden)
+    check_outputs(module, features, classes)
+    return module
 
 
 def mlp(features: int, classes: int, hidden: tuple[int, ...]) -> nn.Module:
@@ -112,11 +125,6 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     if p == 0 or n == 0:
         return float("nan")
     return float((rankdata(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))
-
-
-def share(records: int, rank: int, size: int) -> tuple[int, int]:
-    """The records, begin to end, that are this rank's: nearly equal parts, in order."""
-    return records * rank // size, records * (rank + 1) // size
 
 
 def _batches(data: Dataset, begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:

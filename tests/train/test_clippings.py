@@ -170,7 +170,7 @@ def test_a_schedule_moves_the_sharded_optimizer_and_outlives_a_resume(
         try:
             trainer.train()
         except KeyboardInterrupt:
-            trainer.ledger.close()
+            trainer.budget.ledger.close()
 
     results(run_threads(1, die_at_step_25))
     assert taken == expected[:25]

@@ -24,7 +24,7 @@ def options(options):
 def train(options):
     trainer = Trainer(results(run_threads(1, lambda comm: comm))[0], options)
     summary = trainer.train()
-    trainer.ledger.close()
+    trainer.budget.ledger.close()
     return trainer, summary
 
 

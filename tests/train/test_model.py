@@ -11,8 +11,9 @@ from torch import nn
 from dpcomm import UsageError
 from dpcomm.data import shards
 from dpcomm.privacy.mlp import Mlp
+from dpcomm.privacy.sampling import share
 from dpcomm.torch import ClippedGradient, FlatParameters, linear_chain
-from dpcomm.train.model import auc, check_outputs, evaluate, load_model, losses, mlp, share
+from dpcomm.train.model import auc, check_outputs, evaluate, load_model, losses, mlp
 
 
 def test_auc_equals_scikit_learns_ties_included():

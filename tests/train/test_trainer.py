@@ -23,21 +23,23 @@ from dpcomm.data.prepare import prepare
 from dpcomm.data.stats import Statistics
 from dpcomm.privacy.ledger import AHEAD, Ledger
 from dpcomm.privacy.plan import Plan
-from dpcomm.train import checkpoint, trainer
+from dpcomm.train import budget, checkpoint
+from dpcomm.train.metrics import save_summary
+from dpcomm.train.model import make_model
 from dpcomm.train.options import DATASETS
-from dpcomm.train.trainer import Trainer, save_summary
+from dpcomm.train.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
 def one_model_at_a_time(monkeypatch):
     """Ranks are threads here, which share torch's generator of first weights."""
-    lock, make_model = threading.Lock(), Trainer._make_model
+    lock = threading.Lock()
 
-    def alone(self):
+    def alone(*arguments):
         with lock:
-            return make_model(self)
+            return make_model(*arguments)
 
-    monkeypatch.setattr(Trainer, "_make_model", alone)
+    monkeypatch.setattr("dpcomm.train.trainer.make_model", alone)
 
 
 def train(options, size=1):
@@ -46,8 +48,8 @@ def train(options, size=1):
     def body(comm):
         trainer = Trainer(comm, options)
         summary = trainer.train()
-        if trainer.ledger:
-            trainer.ledger.close()
+        if trainer.budget.ledger:
+            trainer.budget.ledger.close()
         return trainer, summary
 
     outcomes = results(run_threads(size, body))
@@ -133,7 +135,7 @@ def test_without_privacy_nothing_is_promised(options):
     private = replace(options, private=False, noise_multiplier=None)
     trainer, summary = train(private, 2)
     assert summary.epsilon is summary.plan is summary.key_hash is None
-    assert trainer.ledger is None
+    assert trainer.budget.ledger is None
     assert not options.ledger.exists()
     assert summary.auc > 0.9
 
@@ -200,7 +202,7 @@ def test_a_target_is_kept_even_when_steps_were_paid_in_vain(options):
         try:
             trainer.train()
         finally:
-            trainer.ledger.close()
+            trainer.budget.ledger.close()
 
     assert isinstance(run_threads(1, die_at_step_25)[0], DeadError)
     _, resumed = train(replace(begun, resume=True))
@@ -329,7 +331,7 @@ def test_data_of_ones_own_that_are_missing_are_not_told_to_be_ours(
 def test_accounting_that_takes_longer_than_a_collective_may_is_waited_for(options, monkeypatch):
     """Rank 0 works it out, and its peers would take it for dead."""
     found = accounting.noise_multiplier
-    monkeypatch.setattr(trainer, "_HEARTBEAT", 0.2)
+    monkeypatch.setattr(budget, "_HEARTBEAT", 0.2)
 
     def slow(*arguments, **settings):
         time.sleep(2.5)

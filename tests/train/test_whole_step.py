@@ -13,10 +13,10 @@ from dpcomm import UsageError
 from dpcomm.data import shards
 from dpcomm.privacy.clipping import ClipRule
 from dpcomm.privacy.optimizer import Sgd, ShardedOptimizer
-from dpcomm.privacy.sampling import poisson_sample
+from dpcomm.privacy.sampling import poisson_sample, share
 from dpcomm.privacy.step import PrivateStep
 from dpcomm.torch import FlatParameters
-from dpcomm.train.model import losses, mlp, share
+from dpcomm.train.model import losses, mlp
 from dpcomm.train.step import Batches, training_step
 
 CLIP, RATE, KEY = 0.95, 0.1, bytes(32)

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 from dpcomm import launch
+from dpcomm.train.metrics import save_summary
 from dpcomm.train.options import parse
-from dpcomm.train.trainer import Trainer, save_summary
+from dpcomm.train.trainer import Trainer
 
 updates = Path(os.environ["UPDATES"])
 options = parse()
