@@ -106,10 +106,14 @@ class Pending {
     return all;
   }
 
-  int first_awaited() const {
-    const auto left = std::find_if(requests.begin(), requests.end(),
-                                   [](MPI_Request r) { return r != MPI_REQUEST_NULL; });
-    return peers[left - requests.begin()];
+  // The peer of the first that is not done, or -1. done() tells of all of them or of none.
+  int first_awaited() {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      int ended = 0;
+      check(MPI_Test(&requests[i], &ended, MPI_STATUS_IGNORE), "MPI_Test");
+      if (!ended) return peers[i];
+    }
+    return -1;
   }
 
  private:
@@ -293,7 +297,8 @@ class MpiTransport final : public Transport {
       waiting();
       if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
       check_unexpected(stamp);
-      throw timeout_error(*this, stamp, pending.first_awaited(), "");
+      const int awaited = pending.first_awaited();
+      if (awaited >= 0) throw timeout_error(*this, stamp, awaited, "");
     }
   }
 
