@@ -100,9 +100,9 @@ class Communicator:
         Its content is arbitrary. `dtype` is a torch dtype, for a tensor, or what NumPy takes, for
         an array. Every other buffer works too, through copies on the way in and out.
 
-        Raises EnvironmentError when this rank's such arrays would exceed the host's memory. What
-        other ranks and programs hold is not counted: like any memory, a page is taken when it is
-        first written.
+        Raises EnvironmentError when this rank's such arrays would exceed the host's memory, or its
+        share of the 4 TiB that the ranks of a communicator map. What other ranks and programs hold
+        is not counted: like any memory, a page is taken when it is first written.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         torch = sys.modules.get("torch")
