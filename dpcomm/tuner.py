@@ -23,6 +23,7 @@ import numpy as np
 
 import dpcomm
 from dpcomm import _core, arrays
+from dpcomm.comm import shared_bytes
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
@@ -353,10 +354,6 @@ def _save(path: Path, tuning: Tuning) -> None:
 
 
 def _from_rank_0(comm: Communicator, tuning: Tuning | None) -> Tuning | None:
-    text = _text(tuning).encode() if tuning is not None and comm.rank == 0 else b""
-    length = comm.broadcast(np.array([len(text)], np.int64))
-    if length[0] == 0:
-        return None
-    data = np.zeros(int(length[0]), np.uint8)
-    data[: len(text)] = np.frombuffer(text, np.uint8)
-    return _parse(comm.broadcast(data).tobytes().decode())
+    text = b"" if tuning is None else _text(tuning).encode()
+    said = shared_bytes(comm, text)
+    return _parse(said.decode()) if said else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dpcomm._core import UsageError
-from dpcomm.privacy.step import shared_bytes
+from dpcomm.comm import shared_bytes
 
 _FORMAT = "dpcomm.checkpoint/3"
 
