@@ -32,8 +32,10 @@ class Memory {
       : transport_(std::move(transport)),
         data_(transport_->shared_memory()->allocate(bytes)),
         bytes_(bytes) {
-    DPCOMM_CHECK(data_, EnvironmentError, "rank ", transport_->rank(), ": no ", bytes,
-                 " bytes of shared memory are left: free buffers of comm.empty()");
+    DPCOMM_CHECK(
+        data_, EnvironmentError, "rank ", transport_->rank(), ": no ", bytes,
+        " bytes of shared memory are left, of the host's memory or of this rank's share of "
+        "4 TiB: free buffers of comm.empty()");
   }
   ~Memory() { transport_->shared_memory()->release(data_); }
   Memory(const Memory&) = delete;

@@ -100,9 +100,9 @@ class Communicator:
         Its content is arbitrary. `dtype` is a torch dtype, for a tensor, or what NumPy takes, for
         an array. Every other buffer works too, through copies on the way in and out.
 
-        Raises EnvironmentError when this rank's such arrays would exceed the host's memory. What
-        other ranks and programs hold is not counted: like any memory, a page is taken when it is
-        first written.
+        Raises EnvironmentError when this rank's such arrays would exceed the host's memory, or its
+        share of the 4 TiB that the ranks of a communicator map. What other ranks and programs hold
+        is not counted: like any memory, a page is taken when it is first written.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         torch = sys.modules.get("torch")
@@ -333,3 +333,21 @@ class Communicator:
 
     def _error(self, text: str) -> _core.UsageError:
         return _core.UsageError(f"rank {self.rank}/{self.size}: {text}")
+
+
+def shared_bytes(comm: Communicator, content: bytes) -> bytes:
+    """Rank 0's bytes, on every rank. Collective; what the others give is not used."""
+    length = comm.broadcast(np.array([len(content)]))
+    data = np.zeros(length[0], np.uint8)
+    if comm.rank == 0:
+        data[:] = np.frombuffer(content, np.uint8)
+    return comm.broadcast(data).tobytes()
+
+
+def gathered_bytes(comm: Communicator, content: bytes) -> list[bytes]:
+    """Every rank's bytes, of any length each, in the order of ranks. Collective."""
+    lengths = comm.all_gather(np.array([len(content)]))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = comm.all_gather(padded).reshape(comm.size, len(padded))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]

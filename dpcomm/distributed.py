@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpcomm import backend, launch
 from dpcomm._core import UsageError
-from dpcomm.comm import Communicator
+from dpcomm.comm import Communicator, shared_bytes
 
 backend.register()
 
@@ -322,14 +322,13 @@ def launched(
     """The store, rank and size of a job of any launcher that `dpcomm.init` knows: the meeting of
     `init_method="dpcomm://"`, which unlike env:// needs no variables but the launcher's."""
     comm = launch.init()
-    address = torch.zeros(256, dtype=torch.uint8)
+    address = b""
     store = None
     if comm.rank == 0:
         host = "localhost" if comm.hosts == 1 else socket.getfqdn()
         store = dist.TCPStore(host, 0, comm.size, True, timeout, wait_for_workers=False)
-        text = f"{host} {store.port}".encode()
-        address[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    host, port = bytes(comm.broadcast(address).tolist()).rstrip(b"\0").decode().split()
+        address = f"{host} {store.port}".encode()
+    host, port = shared_bytes(comm, address).decode().split()
     if store is None:
         store = dist.TCPStore(host, int(port), comm.size, False, timeout, wait_for_workers=False)
     rank, size = comm.rank, comm.size

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dpcomm import _core, arrays, cuda
+from dpcomm.comm import gathered_bytes
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
@@ -131,7 +130,8 @@ def _open(comm: Communicator, index: int) -> None:
         own = Place(cuda.kernels().uuid(index), found.version)
     except _core.EnvironmentError as error:
         own = Place("", 0, str(error))
-    places = [Place(**json.loads(text)) for text in _gather(comm, json.dumps(asdict(own)))]
+    said = gathered_bytes(comm, json.dumps(asdict(own)).encode())
+    places = [Place(**json.loads(text)) for text in said]
     shared = check(places, comm.core.hosts)
     assert found is not None
     if shared:
@@ -139,16 +139,6 @@ def _open(comm: Communicator, index: int) -> None:
             os.environ.setdefault(name, value)
     with torch.cuda.device(index):
         comm.core.open_nccl(found, cuda.kernels().gpu(index), _SHARED_CTAS if shared else 0)
-
-
-def _gather(comm: Communicator, text: str) -> list[str]:
-    """Every rank's text."""
-    own = np.frombuffer(text.encode(), np.uint8)
-    lengths = comm.all_gather(np.array([own.size]))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: own.size] = own
-    rows = comm.all_gather(padded).reshape(comm.size, -1)
-    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
 
 
 def _text(version: int) -> str:

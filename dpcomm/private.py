@@ -28,13 +28,14 @@ from torch.utils.data import DataLoader
 from dpcomm import accounting
 from dpcomm._core import UsageError
 from dpcomm.accounting import Release, Steps
+from dpcomm.comm import shared_bytes
 from dpcomm.hooks import SampleHooks
 from dpcomm.loader import PrivateLoader
 from dpcomm.privacy.clipping import Adaptive, ClipRule, Seen, seen
 from dpcomm.privacy.ledger import Ledger, Toll
 from dpcomm.privacy.optimizer import Adam, Sgd, ShardedOptimizer
 from dpcomm.privacy.plan import SECURE, UNSAFE, Plan, check_same, default_delta
-from dpcomm.privacy.step import PrivateStep, shared_bytes
+from dpcomm.privacy.step import PrivateStep
 from dpcomm.torch import FlatParameters
 
 logger = logging.getLogger("dpcomm")

@@ -23,6 +23,7 @@ import numpy as np
 
 import dpcomm
 from dpcomm import _core, arrays
+from dpcomm.comm import shared_bytes
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
@@ -175,11 +176,12 @@ def explain(tuning: Tuning, operation: str, dtype: str = "float32") -> str:
     for up_to, name in tuning.choices(operation, dtype):
         size = min(max(begin, 1) * 2, up_to)
         others = {t.algorithm: tuning.estimate(operation, t.algorithm, size, dtype) for t in own}
-        first, *rest = sorted(others.items(), key=lambda pair: pair[1])
-        second = f"; next {rest[0][0]}, {1e6 * rest[0][1]:.1f}" if rest else "; the only one"
+        seconds = others.pop(name)
+        second, least = min(others.items(), key=lambda pair: pair[1], default=("", 0.0))
+        rival = f"; next {second}, {1e6 * least:.1f}" if second else "; the only one"
         end = "any longer" if up_to == _LADDER[-1] else f"{up_to:>10}"
         lines.append(
-            f"{begin:>10} to {end:>10} B  {name:<18} at {size} B: {1e6 * first[1]:.1f} µs{second}"
+            f"{begin:>10} to {end:>10} B  {name:<18} at {size} B: {1e6 * seconds:.1f} µs{rival}"
         )
         begin = up_to + 1
     return "\n".join(lines)
@@ -352,10 +354,6 @@ def _save(path: Path, tuning: Tuning) -> None:
 
 
 def _from_rank_0(comm: Communicator, tuning: Tuning | None) -> Tuning | None:
-    text = _text(tuning).encode() if tuning is not None and comm.rank == 0 else b""
-    length = comm.broadcast(np.array([len(text)], np.int64))
-    if length[0] == 0:
-        return None
-    data = np.zeros(int(length[0]), np.uint8)
-    data[: len(text)] = np.frombuffer(text, np.uint8)
-    return _parse(comm.broadcast(data).tobytes().decode())
+    text = b"" if tuning is None else _text(tuning).encode()
+    said = shared_bytes(comm, text)
+    return _parse(said.decode()) if said else None

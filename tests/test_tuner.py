@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -146,3 +147,19 @@ def test_the_explanation_names_the_machine_and_every_line_of_the_table():
     assert "α = 2.00 µs" in text
     for up_to, name in known.choices("all_reduce", "float32")[:-1]:
         assert any(str(up_to) in line and name in line for line in text.splitlines())
+
+
+def test_the_explanation_gives_each_choice_its_own_time():
+    known = ideal(("ring",))
+    faster = [replace(t, algorithm="tree", seconds=0.95 * t.seconds) for t in known.timings]
+    known = replace(known, timings=(*known.timings, *faster))  # by too little to be chosen
+    lines = [line for line in tuner.explain(known, "all_reduce").splitlines() if "; next" in line]
+    slower = 0
+    for line in lines:
+        name, size, own, other, least = re.search(
+            r"B  (\w+) +at (\d+) B: ([\d.]+) µs; next (\w+), ([\d.]+)", line
+        ).groups()
+        assert float(own) == round(1e6 * known.estimate("all_reduce", name, int(size)), 1)
+        assert float(least) == round(1e6 * known.estimate("all_reduce", other, int(size)), 1)
+        slower += float(own) > float(least)
+    assert slower

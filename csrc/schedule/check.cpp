@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <sstream>
 #include <vector>
@@ -38,6 +39,7 @@ class Checker {
       const std::vector<std::vector<Symbol>> before = state_;
       for (int rank = 0; rank < size_; ++rank) {
         std::string fault = sends_have_receives(rank, round);
+        if (fault.empty()) fault = race(rank, round);
         if (fault.empty()) fault = receive(rank, round, before);
         if (fault.empty()) fault = complete(rank, round);
         if (!fault.empty()) return join("round ", round, ", rank ", rank, ": ", fault);
@@ -114,6 +116,29 @@ class Checker {
     return {};
   }
 
+  // Messages are in flight together, each in segments of its own: where one lands, no other may be
+  // read or land, unless both are of the same blocks, which are cut alike, and what comes is added.
+  std::string race(int rank, std::size_t round) const {
+    const auto& [sends, receives, completes] = ranks_[rank].rounds[round];
+    const auto meet = [](const Receive& one, Blocks other, Combine combine) {
+      if (one.blocks.end <= other.begin || other.end <= one.blocks.begin) return false;
+      return one.blocks != other || one.combine == Combine::kCopy || combine == Combine::kCopy;
+    };
+    for (auto one = receives.begin(); one != receives.end(); ++one) {
+      for (const Send& send : sends) {
+        if (meet(*one, send.blocks, Combine::kAdd)) {
+          return join("receives into block ", one->blocks.begin, " what it sends meanwhile");
+        }
+      }
+      for (auto other = std::next(one); other != receives.end(); ++other) {
+        if (meet(*one, other->blocks, other->combine)) {
+          return join("receives into block ", one->blocks.begin, " what else comes meanwhile");
+        }
+      }
+    }
+    return {};
+  }
+
   std::string receive(int rank, std::size_t round, const std::vector<std::vector<Symbol>>& before) {
     std::vector<Symbol>& own = state_[rank];
     for (const Receive& receive : ranks_[rank].rounds[round].receives) {
@@ -125,6 +150,9 @@ class Checker {
       for (int block = receive.blocks.begin; block < receive.blocks.end; ++block) {
         const Symbol& incoming = before[receive.peer][block];
         if (receive.combine == Combine::kCopy) {
+          if (own[block].complete && !incoming.complete) {
+            return join("copies a part over block ", block, " after its epilogue");
+          }
           own[block] = incoming;
         } else if (own[block].complete || incoming.complete) {
           return join("adds to block ", block, " after its epilogue");
@@ -140,6 +168,9 @@ class Checker {
 
   std::string complete(int rank, std::size_t round) {
     const Blocks completes = ranks_[rank].rounds[round].completes;
+    if (completes.begin < 0 || completes.end > ranks_[rank].blocks) {
+      return join("completes blocks ", completes.begin, " to ", completes.end);
+    }
     for (int block = completes.begin; block < completes.end; ++block) {
       Symbol& symbol = state_[rank][block];
       if (symbol.complete) return join("calls the epilogue on block ", block, " twice");

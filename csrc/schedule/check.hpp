@@ -14,7 +14,9 @@ enum class Goal { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kReduce };
 // schedules of all ranks 0 to size-1 (64 at most):
 //
 //  - every send has its receive, of the same blocks, in the same round, and the other way round;
-//  - nothing is added twice, and nothing is added to or taken away from a completed block;
+//  - no message of a round lands where another one of it is read or lands, but to be added to the
+//    same blocks;
+//  - nothing is added twice, and nothing is added to a completed block, and no part copied over it;
 //  - the epilogue is called on every block that holds all contributions, before it is sent on, so
 //    that noise is in every copy exactly once;
 //  - every rank ends with what the goal promises it.

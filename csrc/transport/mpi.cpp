@@ -45,9 +45,23 @@ void check(int code, const char* call) {
                              "\n  fix: see the other ranks' logs above"));
 }
 
-int int_of(std::size_t bytes) {
-  DPCOMM_CHECK(bytes <= 0x7fffffff, UsageError, "a message of ", bytes, " bytes is too long");
-  return static_cast<int>(bytes);
+constexpr std::size_t kLongest = std::size_t{1} << 30;  // bytes of a message: MPI counts by int
+
+int int_of(std::size_t count) {
+  DPCOMM_CHECK(count <= 0x7fffffff, UsageError, "MPI counts to 2^31 - 1, not to ", count,
+               "\n  fix: give another algo than 'mpi', or call it for parts");
+  return static_cast<int>(count);
+}
+
+// Both ends cut a long message alike. An empty one is one piece.
+template <class Post>
+void in_pieces(std::size_t bytes, Post post) {
+  std::size_t begin = 0;
+  do {
+    const std::size_t piece = std::min(bytes - begin, kLongest);
+    post(begin, static_cast<int>(piece));
+    begin += piece;
+  } while (begin < bytes);
 }
 
 struct Packet {
@@ -106,10 +120,14 @@ class Pending {
     return all;
   }
 
-  int first_awaited() const {
-    const auto left = std::find_if(requests.begin(), requests.end(),
-                                   [](MPI_Request r) { return r != MPI_REQUEST_NULL; });
-    return peers[left - requests.begin()];
+  // The peer of the first that is not done, or -1. done() tells of all of them or of none.
+  int first_awaited() {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      int ended = 0;
+      check(MPI_Test(&requests[i], &ended, MPI_STATUS_IGNORE), "MPI_Test");
+      if (!ended) return peers[i];
+    }
+    return -1;
   }
 
  private:
@@ -234,9 +252,11 @@ class MpiTransport final : public Transport {
         headed_.emplace_back(receive, packet_++);
       }
       if (first && receive.bytes <= kInline) return;
-      check(MPI_Irecv(receive.data, int_of(receive.bytes), MPI_BYTE, receive.peer, kData,
-                      over_.comm_, rest_.add(receive.peer)),
-            "MPI_Irecv");
+      in_pieces(receive.bytes, [&](std::size_t begin, int piece) {
+        check(MPI_Irecv(static_cast<std::byte*>(receive.data) + begin, piece, MPI_BYTE,
+                        receive.peer, kData, over_.comm_, rest_.add(receive.peer)),
+              "MPI_Irecv");
+      });
     }
 
     void post(const Outgoing& send) {
@@ -254,9 +274,11 @@ class MpiTransport final : public Transport {
               "MPI_Isend");
       }
       if (first && send.bytes <= kInline) return;
-      check(MPI_Isend(send.data, int_of(send.bytes), MPI_BYTE, send.peer, kData, over_.comm_,
-                      rest_.add(send.peer)),
-            "MPI_Isend");
+      in_pieces(send.bytes, [&](std::size_t begin, int piece) {
+        check(MPI_Isend(static_cast<const std::byte*>(send.data) + begin, piece, MPI_BYTE,
+                        send.peer, kData, over_.comm_, rest_.add(send.peer)),
+              "MPI_Isend");
+      });
     }
 
     MpiTransport& over_;
@@ -293,7 +315,8 @@ class MpiTransport final : public Transport {
       waiting();
       if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
       check_unexpected(stamp);
-      throw timeout_error(*this, stamp, pending.first_awaited(), "");
+      const int awaited = pending.first_awaited();
+      if (awaited >= 0) throw timeout_error(*this, stamp, awaited, "");
     }
   }
 

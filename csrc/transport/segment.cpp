@@ -26,6 +26,10 @@ std::size_t capacity_for(int size) {
                     std::size_t{256} << 10);
 }
 
+// All arenas together: what is mapped is the address space's, of which a process has 128 TiB, and
+// each split maps as much again.
+constexpr std::size_t kArenasTotal = std::size_t{4} << 40;
+
 std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 std::size_t physical_memory() {
@@ -63,7 +67,7 @@ std::string describe_doing(std::uint64_t doing) {
 Segment::Layout::Layout(int size, bool threads) {
   const std::size_t ranks = size;
   capacity = capacity_for(size);
-  arena_bytes = threads ? 0 : physical_memory();
+  arena_bytes = threads ? 0 : std::min(physical_memory(), kArenasTotal / ranks / 4096 * 4096);
   members = sizeof(Failure);
   streams = members + ranks * sizeof(Member);
   bytes = streams + ranks * ranks * sizeof(ByteStream);

@@ -48,7 +48,7 @@ struct Board {
 // The memory that the ranks of one host share: members, the failure, a stream for each ordered
 // pair, boards, and an arena of each rank. For threads of one process it is plain memory, and has
 // no arenas, for they see all of each other's; for processes see rendezvous.hpp. Pages that nobody
-// touches take no memory: an arena may be as large as the machine's.
+// touches take no memory: an arena may be as large as the machine's, up to 4 TiB over all ranks.
 class Segment {
  public:
   static std::shared_ptr<Segment> of_threads(int size);

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpcomm import _core
+from dpcomm.comm import shared_bytes
 
 if TYPE_CHECKING:
     from dpcomm.comm import Communicator
@@ -110,15 +111,12 @@ def _tensor(array: np.ndarray) -> Any:
 def _start(backend: str, comm: Communicator, dist: Any) -> None:
     """Meets at a port of rank 0's host, which our communicator tells."""
     host = "127.0.0.1" if comm.hosts == 1 else socket.gethostname()
-    name = np.zeros(256, np.uint8)
-    port = np.zeros(1, np.int64)
+    address = b""
     store = None
     if comm.rank == 0:
         store = dist.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)
-        name[: len(host)] = np.frombuffer(host.encode(), np.uint8)
-        port[0] = store.port
-    comm.broadcast(name)
-    comm.broadcast(port)
+        address = f"{host} {store.port}".encode()
+    host, port = shared_bytes(comm, address).decode().split()
     if store is None:
-        store = dist.TCPStore(name.tobytes().rstrip(b"\0").decode(), int(port[0]), comm.size)
+        store = dist.TCPStore(host, int(port), comm.size)
     dist.init_process_group(backend, store=store, rank=comm.rank, world_size=comm.size)

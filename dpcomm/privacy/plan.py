@@ -13,16 +13,13 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from dpcomm import accounting
 from dpcomm._core import MismatchError, UsageError
+from dpcomm.comm import gathered_bytes
 from dpcomm.privacy.clipping import CLIPPINGS, LEAST, MOST, Adaptive, ClipRule, clip_rule
 
 SECURE = "gaussian, chacha20, fresh key"
 UNSAFE = "gaussian, chacha20, unsafe seed"  # for tests: whoever knows the seed can undo the noise
-
-_SENT_BYTES = 2048  # a plan as JSON is about 700 bytes long
 
 
 @dataclass(frozen=True)
@@ -179,11 +176,7 @@ def check_same(values: dict[str, Any], comm: Any) -> None:
 
     Collective. Raises MismatchError, on every rank, with the values that differ and who has which.
     """
-    sent = np.zeros(_SENT_BYTES, dtype=np.uint8)
-    text = json.dumps(values).encode()
-    sent[: len(text)] = np.frombuffer(text, dtype=np.uint8)
-    received = comm.all_gather(sent).reshape(comm.size, _SENT_BYTES)
-    of_ranks = [json.loads(row.tobytes().rstrip(b"\0")) for row in received]
+    of_ranks = [json.loads(text) for text in gathered_bytes(comm, json.dumps(values).encode())]
     first = of_ranks[0]
     differing = []
     for rank, other in enumerate(of_ranks):

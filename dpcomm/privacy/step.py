@@ -202,12 +202,3 @@ def shared_key(comm: Any, unsafe_seed: int | None = None) -> bytes:
     elif comm.rank == 0:
         key[:] = np.frombuffer(os.urandom(32), np.uint8)
     return comm.broadcast(key).tobytes()
-
-
-def shared_bytes(comm: Any, content: bytes) -> bytes:
-    """Rank 0's, on every rank. Collective."""
-    length = comm.broadcast(np.array([len(content)], np.int64))
-    data = np.zeros(int(length[0]), np.uint8)
-    if comm.rank == 0:
-        data[:] = np.frombuffer(content, np.uint8)
-    return comm.broadcast(data).tobytes() if len(data) else b""

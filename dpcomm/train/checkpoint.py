@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dpcomm._core import UsageError
+from dpcomm.comm import shared_bytes
 from dpcomm.privacy.optimizer import ShardedOptimizer
-from dpcomm.privacy.step import shared_bytes
 
 _FORMAT = "dpcomm.checkpoint/3"
 

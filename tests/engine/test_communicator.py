@@ -13,6 +13,7 @@ from groups import results, run_threads
 
 import dpcomm
 from dpcomm import _core
+from dpcomm.comm import gathered_bytes, shared_bytes
 
 SIZES = [1, 2, 3, 4, 5, 7, 8]
 COUNTS = [0, 1, 2, 7, 1000, 1_000_003]
@@ -321,3 +322,14 @@ def test_an_out_that_holds_the_input_in_its_place_is_right():
         return array.tolist(), whole[mine].tolist()
 
     assert results(run_threads(2, body)) == [([0, 0, 1, 1], [4, 4])] * 2
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("length", [0, 1, 5000])
+def test_bytes_of_any_length_go_to_and_from_all_ranks(size, length):
+    def body(comm):
+        own = bytes([comm.rank]) * (length * (comm.rank + 1))
+        return shared_bytes(comm, own), gathered_bytes(comm, own)
+
+    every = [bytes([rank]) * (length * (rank + 1)) for rank in range(size)]
+    assert results(run_threads(size, body)) == [(every[0], every)] * size

@@ -1,4 +1,4 @@
-"""A rank may have children: what they do at their end is nothing to the job."""
+"""A rank may have children: what they let go of is still the rank's."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from groups import mpirun
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def test_a_forked_child_ends_and_leaves_the_shared_memory_of_its_parent_alone():
+def test_a_forked_child_leaves_the_shared_memory_of_its_parent_alone():
     assert mpirun(2, PROGRAMS / "forked.py", timeout=60).count("holds") == 2

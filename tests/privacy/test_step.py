@@ -11,7 +11,7 @@ from scipy import stats
 from test_plan import PLAN
 
 from dpcomm import MismatchError, PrivateStep, UsageError, _core
-from dpcomm.privacy.plan import check_same_plan
+from dpcomm.privacy.plan import check_same, check_same_plan
 
 # The distance between the distributions of N(0, 1) and N(0, 1.02²) is 0.02 φ(1) = 0.0048. A
 # Kolmogorov-Smirnov test of n numbers at 10^-6 rejects distances above 2.69 / √n (Kolmogorov's
@@ -132,6 +132,14 @@ def test_different_plans_are_found_on_every_rank():
         assert "on rank 3" in str(error)
     assert results(run_threads(3, lambda comm: check_same_plan(PLAN, comm))) == [None] * 3
     assert results(run_threads(3, lambda comm: check_same_plan(None, comm))) == [None] * 3
+
+
+def test_what_ranks_must_agree_on_may_be_long():
+    def body(comm):
+        check_same({"columns": "x" * 5000}, comm)
+        check_same({"columns": "x" * (5000 + comm.rank)}, comm)
+
+    all_fail(run_threads(2, body), MismatchError, "columns is xxx")
 
 
 @pytest.mark.parametrize("algo", [None, "ring", "recursive_doubling"])

@@ -163,6 +163,73 @@ def test_the_check_sees_a_planted_fault(algorithm, fault, message):
     assert re.search(message, found), found
 
 
+def by_hand(size, blocks, *rounds):
+    """Schedules from messages (from, to, begin, end, combine); rank 0 completes all in round 0."""
+    ranks = _core.schedules("all_reduce", "naive", size)
+    for rank in ranks:
+        rank.blocks = blocks
+        made = []
+        for index, messages in enumerate(rounds):
+            one = _core.Round()
+            one.sends = [Send(to, Blocks(b, e)) for by, to, b, e, _ in messages if by == rank.rank]
+            one.receives = [
+                Receive(by, Blocks(b, e), how) for by, to, b, e, how in messages if to == rank.rank
+            ]
+            if index == 0 and rank.rank == 0:
+                one.completes = Blocks(0, blocks)
+            made.append(one)
+        rank.rounds = made
+    return ranks
+
+
+ADD, COPY = Combine.add, Combine.copy
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (by_hand(2, 1, [(1, 0, 0, 1, ADD)], [(0, 1, 0, 1, COPY)]), "^$"),
+        (  # rank 0 loses the whole, and gets it back from rank 1
+            by_hand(
+                3,
+                1,
+                [(1, 0, 0, 1, ADD), (2, 0, 0, 1, ADD)],
+                [(0, 1, 0, 1, COPY)],
+                [(2, 0, 0, 1, COPY)],
+                [(1, 0, 0, 1, COPY), (1, 2, 0, 1, COPY)],
+            ),
+            "round 2, rank 0: copies a part over block 0 after its epilogue",
+        ),
+        (  # equals are exchanged, over each other
+            by_hand(
+                2,
+                1,
+                [(1, 0, 0, 1, ADD)],
+                [(0, 1, 0, 1, COPY)],
+                [(0, 1, 0, 1, COPY), (1, 0, 0, 1, COPY)],
+            ),
+            "round 2, rank 0: receives into block 0 what it sends meanwhile",
+        ),
+        (  # a message of both blocks, and one of each the other way
+            by_hand(
+                2,
+                2,
+                [(0, 1, 0, 2, ADD), (1, 0, 0, 1, ADD), (1, 0, 1, 2, ADD)],
+                [(0, 1, 0, 2, COPY)],
+            ),
+            "round 0, rank 0: receives into block 0 what it sends meanwhile",
+        ),
+        (  # twice the same copy
+            by_hand(2, 1, [(1, 0, 0, 1, ADD)], [(0, 1, 0, 1, COPY), (0, 1, 0, 1, COPY)]),
+            "round 1, rank 1: receives into block 0 what else comes meanwhile",
+        ),
+    ],
+)
+def test_the_check_sees_messages_that_would_race(ranks, message):
+    found = _core.check_schedules(ranks, Goal.all_reduce)
+    assert re.search(message, found), found
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 13, 64])
 def test_the_cost_read_off_the_rounds_is_the_textbook_one(size):
     """Bytes and rounds of Thakur, Rabenseifner and Gropp (2005), table 1, for n = 1."""

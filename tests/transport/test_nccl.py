@@ -350,13 +350,6 @@ def test_ranks_share_a_gpu_only_where_nccl_lets_them():
         nccl.check([Place("a", 22809), Place("", 0, "no library")], [0, 0])
 
 
-def test_what_ranks_found_reaches_all_of_them():
-    def body(comm):
-        return nccl._gather(comm, "ä" * comm.rank)
-
-    assert results(run_threads(3, body)) == [["", "ä", "ää"]] * 3
-
-
 @pytest.fixture
 def gpus(path, monkeypatch):
     """A machine whose float arrays are on GPUs, a thread's on the one of its `index`; or on 0."""
