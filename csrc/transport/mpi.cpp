@@ -203,13 +203,13 @@ class MpiTransport final : public Transport {
     Messages(MpiTransport& over, const Stamp& stamp, std::span<const Outgoing> sends,
              std::span<const Incoming> receives)
         : over_(over), stamp_(stamp) {
+      over_.check_failure();
       over_.packets_.resize(std::max(over_.packets_.size(), sends.size() + receives.size()));
       packet_ = over_.packets_.data();
       // Sends first: MPI copies what has come in whichever call comes next, and a peer that has not
       // heard of our message meanwhile has nothing to copy.
       for (const Outgoing& send : sends) post(send);
       for (const Incoming& receive : receives) post(receive);
-      over_.check_failure();
     }
 
     // Headers first: a message that is not the expected one is found before its data is awaited.
