@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=0.25, help="seconds a cell and round")
     parser.add_argument(
-        "--patience", type=float, default=15, help="seconds that a start or a cell may take"
+        "--patience", type=float, default=30, help="seconds that a start or a cell may take"
     )
     parser.add_argument("--output", type=Path, default=HERE / "baselines" / "collectives.jsonl")
     args = parser.parse_args()

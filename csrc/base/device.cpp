@@ -200,7 +200,7 @@ class HostDevice final : public Device {
   void divide(DType dtype, void* data, std::size_t count, double divisor) override {
     dpcomm::divide(dtype, data, count, divisor);
   }
-  std::size_t cached_bytes() const override { return std::size_t{256} << 10; }
+  std::size_t cached_bytes() const override { return std::size_t{512} << 10; }
 
  private:
   static constexpr std::align_val_t kAlignment{64};

@@ -224,8 +224,10 @@ class MpiTransport final : public Transport {
       over_.check_failure();
       over_.packets_.resize(std::max(over_.packets_.size(), sends.size() + receives.size()));
       packet_ = over_.packets_.data();
-      for (const Incoming& receive : receives) post(receive);
+      // Sends first: MPI copies what has come in whichever call comes next, and a peer that has not
+      // heard of our message meanwhile has nothing to copy.
       for (const Outgoing& send : sends) post(send);
+      for (const Incoming& receive : receives) post(receive);
     }
 
     // Headers first: a message that is not the expected one is found before its data is awaited.
@@ -352,7 +354,7 @@ class MpiTransport final : public Transport {
   std::mutex failure_mutex_;
   int failed_by_ = -1;  // the rank whose failure `note_` tells, once there is one
   Note note_{};
-  std::vector<Packet> packets_;  // of the receives, then of the sends
+  std::vector<Packet> packets_;  // of the sends, then of the receives
   // [peer]: the latest collective of which a header went there, or came from there.
   std::vector<std::uint64_t> headed_to_;
   std::vector<std::uint64_t> headed_from_;
