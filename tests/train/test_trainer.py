@@ -215,7 +215,7 @@ def test_another_run_beside_it_counts_in_the_ledger_not_in_the_model(options):
     _, again = train(options)
     old = options.checkpoint.with_name("checkpoint.pt.old")
     (kept,) = results(run_threads(1, lambda comm: checkpoint.load(comm, old)))
-    assert (kept.run, kept.step) == (first.run, 40), "a model that was paid for is not lost"
+    assert (kept.run, kept.step) == (first.budget.run, 40), "a model that was paid for is not lost"
     assert again.epsilon == epsilon(40)
     assert again.epsilon_of_ledger == epsilon(80)
 
