@@ -105,6 +105,8 @@ void copy_to_all(const void* data, void* const* results, std::size_t copies, std
       return copy_lines<3>(from, outs, begin, length);
     case 4:
       return copy_lines<4>(from, outs, begin, length);
+    default:
+      return;  // none
   }
 }
 
