@@ -49,7 +49,7 @@ step build 240 $PYTHON setup.py --quiet build_ext --inplace || {
   printf '%s\n' "${summary[@]}"
   exit 1
 }
-step test-kernels 200 $PYTHON -m pytest -q -m "not slow" tests/simt \
+step test-kernels 300 $PYTHON -m pytest -q -m "not slow" tests/simt \
   tests/test_cuda.py tests/test_torch_ops.py
 
 if [ $gpu = no ]; then
