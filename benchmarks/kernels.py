@@ -61,15 +61,17 @@ def median_times(kernels: dict[str, Callable[[], object]], seconds: float) -> di
     """Seconds a call of each kernel, in rounds of a few calls of each.
 
     Between two kernels comes a pause: the workers of OpenMP, which torch's kernels use, spin for a
-    while on the cores that others need, and the first call after it, which wakes workers, is not
-    timed.
+    while on the cores that others need. The calls of the first 10 ms after it are not timed: they
+    wake workers, and a system may leave those on their waker's core for some of its ticks.
     """
     times: dict[str, list[float]] = {name: [] for name in kernels}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[next(iter(times))]) < 12:
         for name, kernel in kernels.items():
             time.sleep(0.02)
-            kernel()
+            settled = time.perf_counter() + 0.01
+            while time.perf_counter() < settled:
+                kernel()
             for _ in range(4):
                 start = time.perf_counter()
                 kernel()
