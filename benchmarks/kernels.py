@@ -5,7 +5,7 @@
 Peers are timed in turn with ours, round after round, so that a busy moment hits all of them alike;
 the time is the median round. `read` is a plain sum over the same buffer: what memory gives. A row's
 norm must be known before its first number may be added. So a row longer than a core's own cache
-comes once from memory and once from the cache that cores share; one thread cannot do both at once,
+comes once from memory and once from the cache that cores share; a thread cannot do both at once,
 and what it could reach is `read twice`, a plain sum that does the same. The last table holds what
 is promised against what was measured.
 """
@@ -61,7 +61,7 @@ def median_times(kernels: dict[str, Callable[[], object]], seconds: float) -> di
     """Seconds a call of each kernel, in rounds of a few calls of each.
 
     Between two kernels comes a pause: the workers of OpenMP, which torch's kernels use, spin for a
-    while on the cores that others need. The calls of the first 10 ms after it are not timed: they
+    while on the cores that others need. The calls of the first 50 ms after it are not timed: they
     wake workers, and a system may leave those on their waker's core for some of its ticks.
     """
     times: dict[str, list[float]] = {name: [] for name in kernels}
@@ -69,7 +69,7 @@ def median_times(kernels: dict[str, Callable[[], object]], seconds: float) -> di
     while time.perf_counter() < end or len(times[next(iter(times))]) < 12:
         for name, kernel in kernels.items():
             time.sleep(0.02)
-            settled = time.perf_counter() + 0.01
+            settled = time.perf_counter() + 0.05
             while time.perf_counter() < settled:
                 kernel()
             for _ in range(4):
@@ -108,7 +108,7 @@ def clip_kernels(grads: torch.Tensor, threads: int) -> dict[str, Callable[[], ob
         "norm and matvec": matvec,
         "per-parameter norms and einsum": per_parameter,
     }
-    if grads.shape[1] > LONG and threads == 1:
+    if grads.shape[1] > LONG:
         kernels["read twice"] = read_twice
     return kernels
 
