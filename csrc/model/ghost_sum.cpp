@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/error.hpp"
-#include "model/aligned.hpp"
 #include "model/ghost_sum_lanes.hpp"
 #include "model/panels.hpp"
 
@@ -31,29 +30,16 @@ std::vector<LinearLayer> linear(const std::vector<GhostLayer>& layers) {
 }  // namespace
 
 struct GhostSum::Plan {
-  struct Scratch {
-    AlignedFloats floats;
-    std::vector<double> squares;
-  };
-
   Panels panels;
   decltype(&clip_panel<16>) clip_panel;
-  std::vector<Scratch> scratches;  // of each thread
-
-  Plan(const std::vector<GhostLayer>& layers, int threads, Isa isa)
-      : panels(linear(layers), threads, isa), clip_panel(loop_of(isa)), scratches(threads) {
-    int widest = 0;
-    for (const GhostLayer& layer : layers) widest = std::max(widest, blocks_of(layer.outputs));
-    for (Scratch& scratch : scratches) {
-      scratch.floats = aligned_zeros(static_cast<std::size_t>(widest + 1) * kPanel * kPanel);
-      scratch.squares.resize(layers.size() * kPanel);
-    }
-  }
 };
 
 GhostSum::GhostSum(const std::vector<GhostLayer>& layers, int threads, Isa isa) {
   DPCOMM_CHECK(threads >= 1, UsageError, threads, " threads: give at least 1");
-  plan_ = std::make_unique<Plan>(layers, threads, isa);
+  int widest = 0;
+  for (const GhostLayer& layer : layers) widest = std::max(widest, blocks_of(layer.outputs));
+  const std::size_t floats = static_cast<std::size_t>(widest + 1) * kPanel * kPanel;
+  plan_ = std::make_unique<Plan>(Panels(linear(layers), floats, threads, isa), loop_of(isa));
 }
 
 GhostSum::GhostSum(GhostSum&&) noexcept = default;
@@ -67,8 +53,7 @@ std::size_t GhostSum::add(std::span<const GhostUse> uses, std::size_t samples, f
   DPCOMM_CHECK(uses.size() == layers, UsageError, uses.size(), " uses of ", layers,
                " layers: give one of each");
   check(rule, layers);
-  const auto fill = [&](int thread, const Chunk& chunk, const Panel& panel) {
-    Plan::Scratch& scratch = plan.scratches[thread];
+  const auto fill = [&](Panels::Scratch& scratch, const Chunk& chunk, const Panel& panel) {
     return plan.clip_panel({.chunk = chunk,
                             .uses = uses.data(),
                             .scale = scale,

@@ -38,40 +38,34 @@ void check(const std::vector<Layer>& layers, Loss loss, int threads) {
                "cross entropy");
 }
 
+// What run_panel needs of a thread's scratch.
+std::size_t scratch_floats(const std::vector<Layer>& layers) {
+  std::size_t inputs = 0;
+  int widest = 0;
+  for (const Layer& layer : layers) {
+    inputs += blocks_of(layer.inputs);
+    widest = std::max({widest, blocks_of(layer.inputs), blocks_of(layer.outputs)});
+  }
+  return (inputs + 4 * widest) * kPanel * kPanel;
+}
+
 }  // namespace
 
 struct Mlp::Plan {
-  struct Scratch {
-    AlignedFloats floats;  // of run_panel
-    std::vector<double> squares;
-  };
-
   Panels panels;
   decltype(&run_panel<16>) run_panel;
   Loss loss;
   std::vector<MlpLayer> layers;
-  std::vector<Scratch> scratches;  // of each thread
   std::size_t parameters = 0;
 
   Plan(const std::vector<Layer>& chain, Loss loss_of_chain, int threads, Isa isa)
-      : panels(linear(chain), threads, isa),
+      : panels(linear(chain), scratch_floats(chain), threads, isa),
         run_panel(loop_of(isa)),
-        loss(loss_of_chain),
-        scratches(threads) {
-    std::size_t floats = 0;
-    std::size_t widest = 0;
+        loss(loss_of_chain) {
     for (const Layer& layer : chain) {
       layers.push_back({.activation = layer.activation});
       parameters += static_cast<std::size_t>(layer.inputs) * layer.outputs;
       if (layer.bias) parameters += layer.outputs;
-      const std::size_t inputs = blocks_of(layer.inputs) * kPanel;
-      const std::size_t outputs = blocks_of(layer.outputs) * kPanel;
-      widest = std::max({widest, inputs, outputs});
-      floats += inputs * kPanel;
-    }
-    for (Scratch& scratch : scratches) {
-      scratch.floats = aligned_zeros(floats + 4 * widest * kPanel);
-      scratch.squares.resize(chain.size() * kPanel);
     }
   }
 
@@ -93,8 +87,8 @@ struct Mlp::Plan {
 
   std::size_t run(Mode mode, const Samples& samples, const ClipRule& rule, float* outputs,
                   float* losses, double* norms, bool accumulate, const Beside& beside) {
-    const Panels::Fill fill = [&](int thread, const Chunk& chunk, const Panel& panel) {
-      Scratch& scratch = scratches[thread];
+    const Panels::Fill fill = [&](Panels::Scratch& scratch, const Chunk& chunk,
+                                  const Panel& panel) {
       const std::size_t at = panel.first;
       const auto ahead =
           std::min<std::size_t>(panels.threads() * kPanel, samples.count - at - panel.count);

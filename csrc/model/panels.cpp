@@ -28,8 +28,12 @@ void share(int threads, std::size_t count, const F& work) {
 
 }  // namespace
 
-Panels::Panels(std::vector<LinearLayer> layers, int threads, Isa isa)
-    : layers_(std::move(layers)), threads_(threads) {
+Panels::Panels(std::vector<LinearLayer> layers, std::size_t floats, int threads, Isa isa)
+    : layers_(std::move(layers)), scratches_(threads) {
+  for (Scratch& scratch : scratches_) {
+    scratch.floats = aligned_zeros(floats);
+    scratch.squares.resize(layers_.size() * kPanel);
+  }
   int tile_rows = 0;
   with_lanes(isa, [&](auto lanes) {
     add_tile_ = &add_tile<lanes>;
@@ -81,21 +85,21 @@ std::size_t Panels::run(std::size_t samples, const Fill& fill, const Beside& bes
   const Chunk chunk{layers_, places_};
   std::atomic<std::size_t> nonfinite{0};
   std::size_t others = beside.count;
-  if (samples == 0) share(threads_, others, [&](int, std::size_t i) { beside.work(i); });
+  if (samples == 0) share(threads(), others, [&](int, std::size_t i) { beside.work(i); });
   for (std::size_t first = 0; first < samples; first += chunk_) {
     const std::size_t count = std::min(chunk_, samples - first);
     const std::size_t panels = (count + kPanel - 1) / kPanel;
-    share(threads_, others + panels, [&](int thread, std::size_t i) {
+    share(threads(), others + panels, [&](int thread, std::size_t i) {
       if (i < others) return beside.work(i);
       const std::size_t at = (i - others) * kPanel;
       const Panel panel{.index = i - others,
                         .first = first + at,
                         .count = static_cast<int>(std::min<std::size_t>(kPanel, count - at))};
-      if (const int some = fill(thread, chunk, panel)) nonfinite.fetch_add(some);
+      if (const int some = fill(scratches_[thread], chunk, panel)) nonfinite.fetch_add(some);
     });
     others = 0;
     if (!sums) continue;
-    share(threads_, tiles_.size(), [&](int, std::size_t t) {
+    share(threads(), tiles_.size(), [&](int, std::size_t t) {
       add_tile_(chunk, tiles_[t], panels, accumulate || first > 0);
     });
   }

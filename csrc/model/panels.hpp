@@ -24,14 +24,21 @@ struct Beside {
 // of threads and any Isa.
 class Panels {
  public:
-  Panels(std::vector<LinearLayer> layers, int threads, Isa isa);
+  // Of one thread.
+  struct Scratch {
+    AlignedFloats floats;
+    std::vector<double> squares;  // [layers][kPanel]
+  };
+
+  // `floats`: how many a thread's scratch has.
+  Panels(std::vector<LinearLayer> layers, std::size_t floats, int threads, Isa isa);
 
   std::span<LinearLayer> layers() { return layers_; }  // whose sums' places the caller sets
-  int threads() const { return threads_; }
+  int threads() const { return static_cast<int>(scratches_.size()); }
 
-  // fill(thread, chunk, panel) puts a panel's numbers into the layers' features and deltas, with
+  // fill(scratch, chunk, panel) puts a panel's numbers into the layers' features and deltas, with
   // zeros for deltas behind the last sample; returns the samples that were not finite.
-  using Fill = std::function<int(int, const Chunk&, const Panel&)>;
+  using Fill = std::function<int(Scratch&, const Chunk&, const Panel&)>;
 
   // Fills panels with all samples, and adds them to the layers' sums or, if not `accumulate`,
   // begins those. Returns the samples that were not finite.
@@ -47,7 +54,7 @@ class Panels {
                   bool accumulate);
 
   std::vector<LinearLayer> layers_;
-  int threads_;
+  std::vector<Scratch> scratches_;
   decltype(&add_tile<16>) add_tile_;
   std::vector<Tile> tiles_;
   std::size_t chunk_;       // samples at a time, at most
