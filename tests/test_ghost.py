@@ -169,3 +169,8 @@ def test_matrices_give_the_same_bits_for_any_threads_and_vectors(shape):
     torch.testing.assert_close(found, norms, rtol=1e-7, atol=0)
     expected = (clip_norm / norms).clamp(max=1) @ rows
     assert (total - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_sums_of_no_layers_are_refused():
+    with pytest.raises(UsageError, match="no layers: give at least one"):
+        _core.GhostSum([], 1)

@@ -36,6 +36,7 @@ struct GhostSum::Plan {
 
 GhostSum::GhostSum(const std::vector<GhostLayer>& layers, int threads, Isa isa) {
   DPCOMM_CHECK(threads >= 1, UsageError, threads, " threads: give at least 1");
+  DPCOMM_CHECK(!layers.empty(), UsageError, "no layers: give at least one");
   int widest = 0;
   for (const GhostLayer& layer : layers) widest = std::max(widest, blocks_of(layer.outputs));
   const std::size_t floats = static_cast<std::size_t>(widest + 1) * kPanel * kPanel;

@@ -30,7 +30,7 @@ struct GhostUse {
 // One call at a time: the object owns the scratch.
 class GhostSum {
  public:
-  // UsageError for sizes or threads that are not positive.
+  // UsageError for no layers, and for sizes or threads that are not positive.
   explicit GhostSum(const std::vector<GhostLayer>& layers, int threads = 1, Isa isa = best_isa());
   GhostSum(GhostSum&&) noexcept;
   ~GhostSum();
