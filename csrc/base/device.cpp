@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "base/arithmetic.hpp"
+#include "base/cache.hpp"
 #include "base/error.hpp"
 
 // One source, compiled for several instruction sets and chosen by the loader. Sanitizers instrument
@@ -25,12 +26,12 @@ namespace {
 
 constexpr std::array<std::string_view, 4> kNames = {"sum", "mean", "max", "min"};
 
-// What waits for more addends, or to be copied, stays in the first-level cache.
+// What waits for more addends stays in the first-level cache.
 constexpr std::size_t kPieceBytes = 8192;
 constexpr std::size_t kFused = 4;  // streams that one loop reads
 
-// One loop over some of the streams: to[i] = sums[i] op parts[0][i] op …, or without sums where
-// these are the first streams.
+// One loop over some of the streams: sums[i] op parts[0][i] op …, or without sums where these are
+// the first streams.
 template <class T, class Op, bool kScaled>
 struct Fusion {
   using W = typename Wide<T>::type;
@@ -41,30 +42,44 @@ struct Fusion {
   std::size_t length;
 
   template <std::size_t kStreams, class To>
-  void run(const W* sums, To* to) const {
-    sums ? loop<kStreams, true>(sums, to) : loop<kStreams, false>(sums, to);
+  void run(const W* sums, std::span<To* const> outs, std::size_t to) const {
+    sums ? loop<kStreams, true>(sums, outs, to) : loop<kStreams, false>(sums, outs, to);
   }
 
+  // Each line goes to all results at once: more lines of other cores are on their way together than
+  // where one result is made after the other. Results may be parts: a line is read, then written.
   template <std::size_t kStreams, bool kSums, class To>
-  void loop(const W* sums, To* to) const {
+  void loop(const W* sums, std::span<To* const> outs, std::size_t to) const {
+    constexpr std::size_t kLine = kCacheLine / sizeof(To);
     const T* from[kStreams];
     W by[kStreams];
     for (std::size_t k = 0; k < kStreams; ++k) {
       from[k] = parts[k] + begin;
       by[k] = kScaled ? static_cast<W>(scales[k]) : W{1};
     }
-#pragma GCC ivdep  // `to` may be a part: each element is read before it is written
-    for (std::size_t i = 0; i < length; ++i) {
+    To* const first = outs[0] + to;
+    const auto combined = [&](std::size_t i) -> To {
       W sum = load(from[0][i], by[0]);
       if constexpr (kSums) sum = Op::apply(sums[i], sum);
 #pragma GCC unroll 4
       for (std::size_t k = 1; k < kStreams; ++k) sum = Op::apply(sum, load(from[k][i], by[k]));
       if constexpr (std::is_same_v<To, W>) {
-        to[i] = sum;
+        return sum;
       } else {
-        to[i] = Wide<T>::store(sum);
+        return Wide<T>::store(sum);
       }
-    }
+    };
+    const auto write = [&](std::size_t i, std::size_t count) {
+      To line[kLine];
+      for (std::size_t j = 0; j < count; ++j) line[j] = combined(i + j);
+      std::memcpy(first + i, line, count * sizeof(To));
+      for (To* const out : outs.subspan(1)) std::memcpy(out + to + i, line, count * sizeof(To));
+    };
+    std::size_t i = 0;
+    while (i < length && reinterpret_cast<std::uintptr_t>(first + i) % kCacheLine != 0)
+      write(i++, 1);
+    for (; i + kLine <= length; i += kLine) write(i, kLine);
+    for (; i < length; ++i) write(i, 1);
   }
 
   static W load(T value, [[maybe_unused]] W scale) {
@@ -73,76 +88,39 @@ struct Fusion {
   }
 };
 
-// Each line goes to several places at once: more lines of other cores are on their way together
-// than where one copy is made after the other.
-template <std::size_t kCopies>
-void copy_lines(const std::byte* from, std::byte* const* outs, std::size_t begin,
-                std::size_t length) {
-  constexpr std::size_t kLine = 64;
-  std::byte* to[kCopies];
-  for (std::size_t copy = 0; copy < kCopies; ++copy) to[copy] = outs[copy] + begin;
-  std::size_t at = 0;
-  for (; at + kLine <= length; at += kLine) {
-    std::byte line[kLine];
-    std::memcpy(line, from + at, kLine);
-#pragma GCC unroll 4
-    for (std::size_t copy = 0; copy < kCopies; ++copy) std::memcpy(to[copy] + at, line, kLine);
-  }
-  for (std::byte* out : to) std::memcpy(out + at, from + at, length - at);
-}
-
-void copy_to_all(const void* data, void* const* results, std::size_t copies, std::size_t begin,
-                 std::size_t length) {
-  const auto from = static_cast<const std::byte*>(data);
-  auto outs = reinterpret_cast<std::byte* const*>(results);
-  for (; copies > 4; copies -= 4, outs += 4) copy_lines<4>(from, outs, begin, length);
-  switch (copies) {
-    case 1:
-      return copy_lines<1>(from, outs, begin, length);
-    case 2:
-      return copy_lines<2>(from, outs, begin, length);
-    case 3:
-      return copy_lines<3>(from, outs, begin, length);
-    case 4:
-      return copy_lines<4>(from, outs, begin, length);
-    default:
-      return;  // none
-  }
-}
-
-// The first result is written in passing, the others are copied from the cache.
 template <class T, class Op, bool kScaled>
-DPCOMM_SIMD void combine_streams(const T* const* parts, std::size_t streams, const double* scales,
-                                 T* const* outs, std::size_t copies, std::size_t count) {
+DPCOMM_SIMD void combine_streams(std::span<const T* const> parts, const double* scales,
+                                 std::span<T* const> outs, std::size_t count) {
   using W = typename Wide<T>::type;
   constexpr std::size_t kPiece = kPieceBytes / sizeof(W);
   alignas(64) W sums[kPiece];
-  for (std::size_t begin = 0; begin < count; begin += kPiece) {
-    Fusion<T, Op, kScaled> next{parts, scales, begin, std::min(kPiece, count - begin)};
-    std::size_t left = streams;
+  W* const partial[] = {sums};
+  const std::size_t lead = reinterpret_cast<std::uintptr_t>(outs[0]) % kCacheLine / sizeof(T);
+  std::size_t end = 0;
+  for (std::size_t begin = 0; begin < count; begin = end) {
+    end = parts.size() > kFused ? std::min(count, begin + kPiece - (begin == 0 ? lead : 0)) : count;
+    Fusion<T, Op, kScaled> next{parts.data(), scales, begin, end - begin};
+    std::size_t left = parts.size();
     const W* so_far = nullptr;
     for (; left > kFused; left -= kFused) {
-      next.template run<kFused>(so_far, sums);
+      next.template run<kFused, W>(so_far, partial, 0);
       so_far = sums;
       next.parts += kFused;
       next.scales += kScaled ? kFused : 0;
     }
-    T* const to = outs[0] + begin;
     switch (left) {
       case 1:
-        next.template run<1>(so_far, to);
+        next.template run<1>(so_far, outs, begin);
         break;
       case 2:
-        next.template run<2>(so_far, to);
+        next.template run<2>(so_far, outs, begin);
         break;
       case 3:
-        next.template run<3>(so_far, to);
+        next.template run<3>(so_far, outs, begin);
         break;
       default:
-        next.template run<4>(so_far, to);
+        next.template run<4>(so_far, outs, begin);
     }
-    copy_to_all(to, reinterpret_cast<void* const*>(outs + 1), copies - 1, begin * sizeof(T),
-                next.length * sizeof(T));
   }
 }
 
@@ -152,7 +130,7 @@ void combine_as(RedOp op, std::span<const void* const> parts, std::span<void* co
   const auto from = reinterpret_cast<const T* const*>(parts.data());
   const auto to = reinterpret_cast<T* const*>(outs.data());
   const auto run = [&]<class Op, bool kScaled>() {
-    combine_streams<T, Op, kScaled>(from, parts.size(), scales.data(), to, outs.size(), count);
+    combine_streams<T, Op, kScaled>({from, parts.size()}, scales.data(), {to, outs.size()}, count);
   };
   switch (op) {
     case RedOp::kSum:

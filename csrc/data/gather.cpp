@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "base/cache.hpp"
 #include "base/error.hpp"
 #include "base/parallel.hpp"
 
@@ -12,7 +13,6 @@ namespace dpcomm {
 namespace {
 
 constexpr std::size_t kAhead = 16;  // rows under way from memory while one is copied
-constexpr std::size_t kCacheLine = 64;
 
 // Looks up the shard only when an id leaves the last one's: rarely, where ids ascend.
 class Finder {

@@ -9,9 +9,14 @@ namespace dpcomm {
 namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{128} << 10;  // stays in the second-level cache
+constexpr std::size_t kWholeBytes = std::size_t{16} << 10;   // is summed sooner than met for
 
 void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+}
+
+std::size_t lead_of(const void* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % kCacheLine;
 }
 
 }  // namespace
@@ -28,8 +33,10 @@ bool Direct::one_result() const {
   return stamp_->operation == Operation::kAllReduce || stamp_->operation == Operation::kReduce;
 }
 
-// Of two ranks each reads the other's input as fast as it would read a result.
-bool Direct::sliced() const { return one_result() && (size_ > 2 || call_->epilogue); }
+// Short sums save a meeting where each rank works out the whole.
+bool Direct::sliced() const {
+  return one_result() && (call_->epilogue || stamp_->count * width_ > kWholeBytes);
+}
 
 bool Direct::gives(int rank) const {
   return stamp_->operation != Operation::kBroadcast || rank == stamp_->root;
@@ -54,6 +61,7 @@ void Direct::run(const Stamp& stamp, const Arguments& arguments) {
   own.input = memory_.token(call_->data, input_bytes(stamp.count));
   own.output = memory_.token(call_->out, stamp.count * width_);
   own.scale = call_->scale;
+  own.lead = lead_of(call_->data);
   // What is private goes to staging before the others come, who then need not meet once more.
   if (own.input == SharedMemory::kPrivate) give_window(0);
   memory_.enter(stamp);
@@ -129,13 +137,17 @@ void Direct::take_windows(std::size_t windows) {
   }
 }
 
-// Each rank works out its slice of a window, and copies those of the others one window later.
+// Each rank works out its slice of a window, which it writes where it read it: into the staging
+// memory of all who want it. They copy it from there one window later.
 void Direct::reduce_windows(std::size_t windows) {
   for (std::size_t w = 0; w < windows; ++w) {
     see_window(w);
     results_.clear();
     if (takes(rank_)) results_.push_back(static_cast<std::byte*>(call_->out) + origin_ * width_);
-    results_.push_back(staging(rank_, w));
+    for (int step = 1; step < size_; ++step) {
+      const int peer = (rank_ + step) % size_;
+      if (takes(peer)) results_.push_back(staging(peer, w));
+    }
     const Range own = slice(rank_, window_count(w));
     reduce_all(w * window() + own.begin, own.end - own.begin);
     if (w > 0) gather_window(w - 1);
@@ -157,13 +169,12 @@ void Direct::see_window(std::size_t index) {
 
 void Direct::gather_window(std::size_t index) {
   if (!takes(rank_)) return;
+  const std::size_t count = window_count(index);
+  const Range own = slice(rank_, count);
   auto* const out = static_cast<std::byte*>(call_->out) + index * window() * width_;
-  for (int step = 1; step < size_; ++step) {
-    const int peer = (rank_ + step) % size_;
-    const Range theirs = slice(peer, window_count(index));
-    copy_bytes(out + theirs.begin * width_, staging(peer, index) + theirs.begin * width_,
-               (theirs.end - theirs.begin) * width_);
-  }
+  const std::byte* const from = staging(rank_, index);
+  copy_bytes(out, from, own.begin * width_);
+  copy_bytes(out + own.end * width_, from + own.end * width_, (count - own.end) * width_);
 }
 
 // Elements of a block that go through a slot of the staging memory at once.
@@ -176,9 +187,11 @@ std::size_t Direct::window_count(std::size_t index) const {
 }
 
 // Slots are taken in turn, over all collectives: the one that is written was read by everybody
-// before the latest meeting.
+// before the latest meeting. Inputs begin there where they begin in their cache lines, so that no
+// copy crosses lines.
 std::byte* Direct::staging(int rank, std::size_t index) const {
-  return memory_.staging(rank, static_cast<int>((windows_ + index) % SharedMemory::kSlots));
+  const std::size_t lead = rank == rank_ ? lead_of(call_->data) : memory_.entry(rank).buffers.lead;
+  return memory_.staging(rank, static_cast<int>((windows_ + index) % SharedMemory::kSlots)) + lead;
 }
 
 void Direct::give_window(std::size_t index) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/cache.hpp"
 #include "transport/stamp.hpp"
 
 namespace dpcomm {
@@ -13,6 +14,7 @@ struct Buffers {
   std::uint64_t input = 0;
   std::uint64_t output = 0;
   double scale = 1;
+  std::size_t lead = 0;  // bytes from the start of a cache line to the input
 };
 
 // What a rank posts at the start of a direct collective. The first line holds all that a short one
@@ -40,8 +42,9 @@ struct alignas(64) Entry {
 class SharedMemory {
  public:
   static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
-  static constexpr int kSlots = 4;
-  static constexpr std::size_t kSlotBytes = std::size_t{128} << 10;
+  static constexpr int kSlots = 2;
+  static constexpr std::size_t kSlotBytes = std::size_t{512} << 10;
+  static constexpr std::size_t kSlotStride = kSlotBytes + 4096;  // a page, for an input's lead
 
   // What peers find [data, data + bytes) by; kPrivate where they cannot see it.
   virtual std::uint64_t token(const void* data, std::size_t bytes) const = 0;
@@ -53,7 +56,7 @@ class SharedMemory {
   virtual void enter(const Stamp& stamp) = 0;
   virtual Entry& entry(int rank) = 0;  // of the present direct collective
   virtual void meet(const Stamp& stamp) = 0;
-  // kSlots a rank, of kSlotBytes each, for buffers that peers cannot see.
+  // kSlots a rank, of kSlotBytes and a lead each, for buffers that peers cannot see.
   virtual std::byte* staging(int rank, int slot) = 0;
   virtual bool sees_all() const = 0;  // any buffer: the ranks are threads
   // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.

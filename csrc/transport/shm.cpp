@@ -4,16 +4,19 @@
 #include <chrono>
 #include <cstring>
 
+#include "base/cache.hpp"
+
 namespace dpcomm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kLine = 64;
 constexpr std::size_t kChunk = std::size_t{32} << 10;  // the reader starts on it while we go on
 constexpr double kSlice = 0.1;  // seconds asleep until the next look at peers and the deadline
 
-std::size_t whole_lines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+std::size_t whole_lines(std::size_t bytes) {
+  return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+}
 
 template <class Message, class Progress>
 bool all_done(std::span<const Message> messages, const std::vector<Progress>& progress) {
@@ -29,8 +32,8 @@ ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string key, in
       segment_(std::move(segment)),
       key_(std::move(key)),
       threads_(segment_->arena_bytes() == 0),
-      arena_(segment_->arena(rank) + (threads_ ? 0 : kSlots * kSlotBytes),
-             threads_ ? 0 : segment_->arena_bytes() - kSlots * kSlotBytes),
+      arena_(segment_->arena(rank) + (threads_ ? 0 : kSlots * kSlotStride),
+             threads_ ? 0 : segment_->arena_bytes() - kSlots * kSlotStride),
       amid_(size()),
       busy_(size()) {}
 
@@ -139,9 +142,9 @@ bool ShmTransport::push(const Stamp& stamp, const Outgoing& send, Progress& prog
   while (!progress.done && room > 0) {
     if (!progress.begun) {
       const Header header{stamp, send.bytes};
-      std::memcpy(bytes + written % capacity, &header, kLine);
-      written += kLine;
-      room -= kLine;
+      std::memcpy(bytes + written % capacity, &header, kCacheLine);
+      written += kCacheLine;
+      room -= kCacheLine;
       progress.begun = true;
     }
     const std::size_t length =
@@ -172,10 +175,10 @@ bool ShmTransport::pull(const Stamp& stamp, const Incoming& receive, Progress& p
   while (!progress.done && there > 0) {
     if (!progress.begun) {
       Header header;
-      std::memcpy(&header, bytes + read % capacity, kLine);
+      std::memcpy(&header, bytes + read % capacity, kCacheLine);
       check_same(stamp, receive.bytes, header, job_rank(receive.peer));
-      read += kLine;
-      there -= kLine;
+      read += kCacheLine;
+      there -= kCacheLine;
       progress.begun = true;
     }
     // The last line of a message may be there in part only by its padding, never by its content.
@@ -217,7 +220,7 @@ void ShmTransport::check_peers(const Stamp& stamp) const {
     if (amid_[peer] || stream.written.load() == read) continue;
     Header header;
     std::memcpy(&header, segment_->stream_bytes(peer, rank()) + read % segment_->stream_capacity(),
-                kLine);
+                kCacheLine);
     if (header.stamp.sequence != stamp.sequence) continue;  // it is ahead, or behind
     header.stamp.round = stamp.round;
     check_same(stamp, header.bytes, header, job_rank(peer));

@@ -33,7 +33,7 @@ class ShmTransport final : public Transport, public SharedMemory {
   Entry& entry(int peer) override { return segment_->board(peer).entries[directs_ % 2]; }
   void meet(const Stamp& stamp) override;
   std::byte* staging(int peer, int slot) override {
-    return segment_->arena(peer) + slot * kSlotBytes;
+    return segment_->arena(peer) + slot * kSlotStride;
   }
   bool sees_all() const override { return threads_; }
   void* allocate(std::size_t bytes) override { return arena_.allocate(bytes); }

@@ -29,7 +29,9 @@ def check_sum(comm: dpcomm.Communicator, algorithm: str, count: int) -> None:
     for part in parts:
         exact += part
         magnitude += np.abs(part)
-    result = comm.all_reduce(parts[comm.rank], algo=algorithm)
+    own = np.empty(count + comm.rank, np.float32)[comm.rank :]  # elsewhere in a line on each rank
+    own[:] = parts[comm.rank]
+    result = comm.all_reduce(own, algo=algorithm)
     # Each of the size-1 additions rounds a partial sum that is no larger than `magnitude`.
     bound = comm.size * np.finfo(np.float32).eps * magnitude
     worst = np.flatnonzero(np.abs(result - exact) > bound)
