@@ -181,7 +181,7 @@ void bind_communicator(py::module_& module) {
       .def(
           "allocate",
           [](Communicator& self, std::size_t bytes) {
-            SharedMemory* const shared = self.transport()->shared_memory();
+            ShmTransport* const shared = self.transport()->shared_memory();
             return shared && !shared->sees_all() ? std::make_shared<Memory>(self.transport(), bytes)
                                                  : nullptr;
           },

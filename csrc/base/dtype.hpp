@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -11,9 +12,14 @@ namespace dpcomm {
 
 enum class DType { kFloat64, kFloat32, kBFloat16, kFloat16, kInt64, kInt32, kUInt8 };
 inline constexpr std::size_t kDTypes = 7;
+inline constexpr std::array<std::size_t, kDTypes> kDTypeSizes = {8, 4, 2, 2, 8, 4, 1};
+inline constexpr std::array<std::string_view, kDTypes> kDTypeNames = {
+    "float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8"};
 
-std::size_t size_of(DType dtype);
-std::string_view name_of(DType dtype);
+constexpr std::size_t size_of(DType dtype) { return kDTypeSizes[static_cast<std::size_t>(dtype)]; }
+constexpr std::string_view name_of(DType dtype) {
+  return kDTypeNames[static_cast<std::size_t>(dtype)];
+}
 DType dtype_of(std::string_view name);  // UsageError for an unknown name
 
 // Storage types: arithmetic on them is done in float.

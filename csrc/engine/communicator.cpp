@@ -13,6 +13,16 @@ namespace {
 
 constexpr std::size_t kShortBytes = 16384;
 
+// Names as stamps hold them.
+using Label = std::array<char, sizeof(Stamp::algorithm)>;
+constexpr auto kLabels = [] {
+  std::array<Label, kAlgorithmNames.size()> labels{};
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    kAlgorithmNames[i].copy(labels[i].data(), sizeof(Label) - 1);
+  }
+  return labels;
+}();
+
 bool is_float(DType dtype) {
   return dtype != DType::kInt64 && dtype != DType::kInt32 && dtype != DType::kUInt8;
 }
@@ -29,10 +39,10 @@ Communicator::Communicator(std::shared_ptr<Transport> transport, std::vector<int
   if (hosts_.empty()) hosts_.assign(size(), 0);
   DPCOMM_CHECK(hosts_.size() == static_cast<std::size_t>(size()), UsageError, "rank ", rank(), "/",
                size(), ": ", hosts_.size(), " hosts are given: give one for each rank");
-  if (SharedMemory* const memory = host_.transport->shared_memory()) {
+  if (ShmTransport* const memory = host_.transport->shared_memory()) {
     direct_ = std::make_unique<Direct>(*memory, rank(), size());
   }
-  if (!logs(LogLevel::kInfo)) return;
+  if (!verbose_) return;
   std::string ranks;
   for (int peer = 0; peer < size(); ++peer) ranks += concat(" ", host_.transport->job_rank(peer));
   log(LogLevel::kInfo, concat("rank ", rank(), "/", size(), " over ", host_.transport->name(),
@@ -245,14 +255,20 @@ Stamp Communicator::next_stamp(Operation operation, Algorithm algorithm,
               .dtype = arguments.dtype,
               .operation = operation,
               .redop = arguments.redop};
-  name_of(algorithm).copy(stamp.algorithm, sizeof(stamp.algorithm) - 1);
-  arguments.epilogue.purpose.copy(stamp.epilogue, sizeof(stamp.epilogue) - 1);
+  std::memcpy(stamp.algorithm, kLabels[static_cast<std::size_t>(algorithm)].data(), sizeof(Label));
+  if (arguments.epilogue) {
+    arguments.epilogue.purpose.copy(stamp.epilogue, sizeof(stamp.epilogue) - 1);
+  }
+  if (verbose_) log_stamp(stamp, algorithm);
+  return stamp;
+}
+
+void Communicator::log_stamp(const Stamp& stamp, Algorithm algorithm) {
   if (logs(LogLevel::kTrace)) {
     log(LogLevel::kTrace, describe(stamp));
-  } else if (logs(LogLevel::kInfo) && logged_.emplace(operation, algorithm).second) {
+  } else if (logged_.emplace(stamp.operation, algorithm).second) {
     log(LogLevel::kInfo, concat("the first by this algorithm: ", describe(stamp)));
   }
-  return stamp;
 }
 
 // What ends one rank's collective ends those of all.

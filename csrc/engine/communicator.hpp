@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/log.hpp"
 #include "engine/arguments.hpp"
 #include "engine/direct.hpp"
 #include "engine/execute.hpp"
@@ -102,6 +103,7 @@ class Communicator {
   void run(Operation operation, Algorithm algorithm, const Buffer& buffer,
            const Arguments& arguments);
   Stamp next_stamp(Operation operation, Algorithm algorithm, const Arguments& arguments);
+  void log_stamp(const Stamp& stamp, Algorithm algorithm);
   template <class Body>
   void guarded(Transport& transport, const Stamp& stamp, Body body);
   const Schedule& schedule(Operation operation, Algorithm algorithm, int root, int chunks);
@@ -118,6 +120,7 @@ class Communicator {
   std::unique_ptr<Channel> gpu_;
   std::vector<int> hosts_;
   std::unique_ptr<Direct> direct_;  // where ranks see each other's memory
+  bool verbose_ = logs(LogLevel::kInfo);
   bool closed_ = false;
   std::uint64_t sequence_ = 0;
   bool deterministic_ = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/cache.hpp"
 #include "engine/execute.hpp"
 
 namespace dpcomm {
@@ -21,7 +22,7 @@ std::size_t lead_of(const void* data) {
 
 }  // namespace
 
-Direct::Direct(SharedMemory& memory, int rank, int size)
+Direct::Direct(ShmTransport& memory, int rank, int size)
     : memory_(memory), rank_(rank), size_(size), inputs_(size), parts_(size) {}
 
 bool Direct::parted() const {
@@ -63,7 +64,7 @@ void Direct::run(const Stamp& stamp, const Arguments& arguments) {
   own.scale = call_->scale;
   own.lead = lead_of(call_->data);
   // What is private goes to staging before the others come, who then need not meet once more.
-  if (own.input == SharedMemory::kPrivate) give_window(0);
+  if (own.input == ShmTransport::kPrivate) give_window(0);
   memory_.enter(stamp);
   visible() ? run_in_place() : run_staged();
 }
@@ -71,18 +72,18 @@ void Direct::run(const Stamp& stamp, const Arguments& arguments) {
 // Each rank has all inputs before it, and works out the whole of what it wants.
 void Direct::run_posted() {
   const std::size_t bytes = input_bytes(stamp_->count);
-  if (gives(rank_)) give(memory_.own().payload(bytes), 0, stamp_->count);
+  if (bytes > 0 && gives(rank_)) give(memory_.own().payload(bytes), 0, stamp_->count);
   memory_.enter(*stamp_);
-  if (bytes == 0) return;
+  if (bytes == 0 || !takes(rank_)) return;
   see(0, stamp_->count, [&](int peer) { return memory_.entry(peer).payload(bytes); });
-  if (takes(rank_)) take(0, stamp_->count);
+  take(0, stamp_->count);
 }
 
 bool Direct::visible() {
   for (int peer = 0; peer < size_; ++peer) {
     const Buffers& theirs = memory_.entry(peer).buffers;
-    if (gives(peer) && theirs.input == SharedMemory::kPrivate) return false;
-    if (one_result() && takes(peer) && theirs.output == SharedMemory::kPrivate) return false;
+    if (gives(peer) && theirs.input == ShmTransport::kPrivate) return false;
+    if (one_result() && takes(peer) && theirs.output == ShmTransport::kPrivate) return false;
   }
   return true;
 }
@@ -112,10 +113,10 @@ void Direct::run_in_place() {
 void Direct::run_staged() {
   bool all_gave = true;
   for (int peer = 0; peer < size_; ++peer) {
-    all_gave &= memory_.entry(peer).buffers.input == SharedMemory::kPrivate;
+    all_gave &= memory_.entry(peer).buffers.input == ShmTransport::kPrivate;
   }
   if (!all_gave) {
-    if (memory_.entry(rank_).buffers.input != SharedMemory::kPrivate) give_window(0);
+    if (memory_.entry(rank_).buffers.input != ShmTransport::kPrivate) give_window(0);
     memory_.meet(*stamp_);
   }
   if (call_->scale != 1) {
@@ -179,7 +180,7 @@ void Direct::gather_window(std::size_t index) {
 
 // Elements of a block that go through a slot of the staging memory at once.
 std::size_t Direct::window() const {
-  return std::max<std::size_t>(1, SharedMemory::kSlotBytes / input_bytes(kGrain)) * kGrain;
+  return std::max<std::size_t>(1, ShmTransport::kSlotBytes / input_bytes(kGrain)) * kGrain;
 }
 
 std::size_t Direct::window_count(std::size_t index) const {
@@ -191,7 +192,7 @@ std::size_t Direct::window_count(std::size_t index) const {
 // copy crosses lines.
 std::byte* Direct::staging(int rank, std::size_t index) const {
   const std::size_t lead = rank == rank_ ? lead_of(call_->data) : memory_.entry(rank).buffers.lead;
-  return memory_.staging(rank, static_cast<int>((windows_ + index) % SharedMemory::kSlots)) + lead;
+  return memory_.staging(rank, static_cast<int>((windows_ + index) % ShmTransport::kSlots)) + lead;
 }
 
 void Direct::give_window(std::size_t index) {
@@ -242,8 +243,8 @@ void Direct::reduce_all(std::size_t begin, std::size_t count) {
 void Direct::reduce(std::size_t begin, std::size_t count) {
   const std::size_t skip = (begin - origin_) * width_;
   for (int peer = 0; peer < size_; ++peer) parts_[peer] = inputs_[peer] + skip;
-  outs_.clear();
-  for (std::byte* result : results_) outs_.push_back(result + skip);
+  outs_.resize(results_.size());
+  for (std::size_t i = 0; i < outs_.size(); ++i) outs_[i] = results_[i] + skip;
   if (!call_->epilogue && stamp_->redop != RedOp::kMean) {
     combine(stamp_->dtype, stamp_->redop, parts_, outs_, count, scales_);
     return;

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "engine/arguments.hpp"
-#include "transport/shared_memory.hpp"
+#include "transport/shm.hpp"
 
 namespace dpcomm {
 
@@ -18,7 +18,7 @@ namespace dpcomm {
 // messages of the same name, give the same bits.
 class Direct {
  public:
-  Direct(SharedMemory& memory, int rank, int size);
+  Direct(ShmTransport& memory, int rank, int size);
 
   // The operation of the stamp; see Communicator for what each one reads and writes.
   void run(const Stamp& stamp, const Arguments& arguments);
@@ -60,7 +60,7 @@ class Direct {
   void take_from(int peer, std::byte* to, std::size_t begin, std::size_t count);
   void complete(void* done, std::size_t offset, std::size_t count);
 
-  SharedMemory& memory_;
+  ShmTransport& memory_;
   int rank_;
   int size_;
   std::size_t windows_ = 0;  // that went through staging memory

@@ -1,9 +1,7 @@
 #include "schedule/schedule.hpp"
 
-#include <array>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "schedule/butterfly.hpp"
@@ -18,19 +16,6 @@
 namespace dpcomm {
 namespace {
 
-constexpr std::array<std::pair<Algorithm, std::string_view>, 10> kNames = {{
-    {Algorithm::kNaive, "naive"},
-    {Algorithm::kRing, "ring"},
-    {Algorithm::kTree, "tree"},
-    {Algorithm::kButterfly, "butterfly"},
-    {Algorithm::kRoundRobin, "round_robin"},
-    {Algorithm::kRecursiveDoubling, "recursive_doubling"},
-    {Algorithm::kDoubleTree, "double_tree"},
-    {Algorithm::kHierarchical, "hierarchical"},
-    {Algorithm::kMpi, "mpi"},
-    {Algorithm::kNccl, "nccl"},
-}};
-
 [[noreturn]] void refuse(std::string_view operation, Algorithm algorithm) {
   throw std::invalid_argument(std::string(operation) + " has no schedule '" +
                               std::string(name_of(algorithm)) + "': use ring or round_robin");
@@ -43,15 +28,11 @@ Schedule operator+(Schedule first, const Schedule& second) {
   return first;
 }
 
-std::string_view name_of(Algorithm algorithm) {
-  return kNames[static_cast<std::size_t>(algorithm)].second;
-}
-
 Algorithm algorithm_of(std::string_view name) {
   std::string known;
-  for (const auto& [algorithm, text] : kNames) {
-    if (text == name) return algorithm;
-    known += (known.empty() ? "" : ", ") + std::string(text);
+  for (std::size_t algorithm = 0; algorithm < kAlgorithmNames.size(); ++algorithm) {
+    if (kAlgorithmNames[algorithm] == name) return static_cast<Algorithm>(algorithm);
+    known += (known.empty() ? "" : ", ") + std::string(kAlgorithmNames[algorithm]);
   }
   throw std::invalid_argument("algorithm '" + std::string(name) + "' is unknown: use " + known);
 }

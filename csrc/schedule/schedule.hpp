@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <span>
 #include <string_view>
@@ -68,6 +69,15 @@ enum class Algorithm {
   kNccl  // NCCL's reduce-scatter and all-gather: the library's own, no schedules of ours
 };
 
+inline constexpr std::array<std::string_view, 10> kAlgorithmNames = {
+    "naive",       "ring",         "tree", "butterfly", "round_robin", "recursive_doubling",
+    "double_tree", "hierarchical", "mpi",  "nccl"};
+
+constexpr std::string_view name_of(Algorithm algorithm) {
+  return kAlgorithmNames[static_cast<std::size_t>(algorithm)];
+}
+Algorithm algorithm_of(std::string_view name);
+
 // Those that are schedules.
 inline constexpr Algorithm kAlgorithms[] = {Algorithm::kNaive,      Algorithm::kRing,
                                             Algorithm::kTree,       Algorithm::kButterfly,
@@ -79,9 +89,6 @@ inline constexpr Algorithm kAlgorithms[] = {Algorithm::kNaive,      Algorithm::k
 inline bool adds_in_order_of_ranks(Algorithm algorithm) {
   return algorithm == Algorithm::kNaive || algorithm == Algorithm::kRoundRobin;
 }
-
-std::string_view name_of(Algorithm algorithm);
-Algorithm algorithm_of(std::string_view name);
 
 // Every rank ends with the sum of all ranks' buffers. `hosts` says which host each rank is on, for
 // the hierarchical one; empty: all on one.

@@ -9,8 +9,8 @@
 
 #include "transport/bell.hpp"
 #include "transport/cores.hpp"
+#include "transport/entry.hpp"
 #include "transport/rendezvous.hpp"
-#include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
 
 namespace dpcomm {

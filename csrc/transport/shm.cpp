@@ -259,10 +259,6 @@ std::uint64_t ShmTransport::token(const void* data, std::size_t bytes) const {
   return static_cast<std::uint64_t>(static_cast<const std::byte*>(data) - segment_->base());
 }
 
-std::byte* ShmTransport::at(std::uint64_t token) const {
-  return threads_ ? reinterpret_cast<std::byte*>(token) : segment_->base() + token;
-}
-
 void ShmTransport::enter(const Stamp& stamp) {
   check_failure();
   segment_->member(rank()).doing.store(pack_doing(stamp), std::memory_order_relaxed);
@@ -272,10 +268,7 @@ void ShmTransport::enter(const Stamp& stamp) {
   mine.stamp = stamp;
   ++directs_;
   mine.posted.store(directs_, std::memory_order_release);
-  await_all(stamp, directs_,
-            [](Segment& segment, int peer, std::uint64_t number) -> std::atomic<std::uint64_t>& {
-              return segment.board(peer).entries[number % 2].posted;
-            });
+  await_all(stamp, directs_, [this](int peer) -> auto& { return entry(peer).posted; });
   for (int peer = 0; peer < size(); ++peer) {
     if (entry(peer).fingerprint != expected) {
       check_same(stamp, 0, {entry(peer).stamp, 0}, job_rank(peer));
@@ -285,18 +278,15 @@ void ShmTransport::enter(const Stamp& stamp) {
 
 void ShmTransport::meet(const Stamp& stamp) {
   segment_->board(rank()).met.store(++meetings_, std::memory_order_release);
-  await_all(stamp, meetings_,
-            [](Segment& segment, int peer, std::uint64_t) -> std::atomic<std::uint64_t>& {
-              return segment.board(peer).met;
-            });
+  await_all(stamp, meetings_, [this](int peer) -> auto& { return segment_->board(peer).met; });
 }
 
-void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
-                             std::atomic<std::uint64_t>& (*counter)(Segment&, int, std::uint64_t)) {
+template <class CounterFn>
+void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target, CounterFn counter) {
   int peer = 0;
   const auto look = [&] {
     const int before = peer;
-    while (peer < size() && counter(*segment_, peer, target).load() >= target) ++peer;
+    while (peer < size() && counter(peer).load() >= target) ++peer;
     if (peer == size()) return Look::kDone;
     return peer > before ? Look::kMoved : Look::kNothing;
   };
@@ -309,7 +299,7 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target,
   if (last) return ring_all();
   const auto peers = [&](const auto& ask) {
     for (int rest = peer; rest < size(); ++rest) {
-      if (counter(*segment_, rest, target).load() < target) ask(rest);
+      if (counter(rest).load() < target) ask(rest);
     }
   };
   wait(stamp, look, peers);

@@ -5,15 +5,23 @@
 
 #include "transport/arena.hpp"
 #include "transport/segment.hpp"
-#include "transport/shared_memory.hpp"
 #include "transport/transport.hpp"
 
 namespace dpcomm {
 
 // Ranks that share memory: processes of one host ("shm") or threads of one process ("local").
 // Messages are copied into and out of the pair's stream; direct collectives see the memory itself.
-class ShmTransport final : public Transport, public SharedMemory {
+//
+// A direct collective of every rank is: fill own(), enter(), work, and meet() where others' memory
+// must be left alone again. Entries are used in turns of two: who has seen all entries of one
+// collective knows that everybody is done with those of the one before.
+class ShmTransport final : public Transport {
  public:
+  static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
+  static constexpr int kSlots = 2;
+  static constexpr std::size_t kSlotBytes = std::size_t{512} << 10;
+  static constexpr std::size_t kSlotStride = kSlotBytes + 4096;  // a page, for an input's lead
+
   // `key` names the meeting of the processes; threads have none.
   ShmTransport(std::shared_ptr<Segment> segment, std::string key, int rank, double timeout);
   ~ShmTransport() override { close(); }
@@ -23,21 +31,28 @@ class ShmTransport final : public Transport, public SharedMemory {
                 std::span<const Incoming> receives) override;
   void abort(FailureKind kind, std::string_view reason) noexcept override;
   std::shared_ptr<Transport> split(const Stamp& stamp, const std::vector<int>& members) override;
-  SharedMemory* shared_memory() override { return this; }
+  ShmTransport* shared_memory() override { return this; }
   void check_peers_live(const Stamp& stamp) override;
 
-  std::uint64_t token(const void* data, std::size_t bytes) const override;
-  std::byte* at(std::uint64_t token) const override;
-  Entry& own() override { return segment_->board(rank()).entries[(directs_ + 1) % 2]; }
-  void enter(const Stamp& stamp) override;
-  Entry& entry(int peer) override { return segment_->board(peer).entries[directs_ % 2]; }
-  void meet(const Stamp& stamp) override;
-  std::byte* staging(int peer, int slot) override {
-    return segment_->arena(peer) + slot * kSlotStride;
+  // What peers find [data, data + bytes) by; kPrivate where they cannot see it.
+  std::uint64_t token(const void* data, std::size_t bytes) const;
+  std::byte* at(std::uint64_t token) const {
+    return threads_ ? reinterpret_cast<std::byte*>(token) : segment_->base() + token;
   }
-  bool sees_all() const override { return threads_; }
-  void* allocate(std::size_t bytes) override { return arena_.allocate(bytes); }
-  void release(void* data) noexcept override { arena_.release(data); }
+
+  // Of the next direct collective, and of the present one.
+  Entry& own() { return segment_->board(rank()).entries[(directs_ + 1) % 2]; }
+  Entry& entry(int peer) { return segment_->board(peer).entries[directs_ % 2]; }
+  // Posts own(), and returns when all ranks have posted theirs. Raises what exchange() raises.
+  void enter(const Stamp& stamp);
+  void meet(const Stamp& stamp);
+  // kSlots a rank, of kSlotBytes and a lead each, for buffers that peers cannot see.
+  std::byte* staging(int peer, int slot) { return segment_->arena(peer) + slot * kSlotStride; }
+
+  bool sees_all() const { return threads_; }  // any buffer
+  // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.
+  void* allocate(std::size_t bytes) { return arena_.allocate(bytes); }
+  void release(void* data) noexcept { arena_.release(data); }
 
   void close() noexcept override { segment_->leave(rank()); }
 
@@ -54,8 +69,8 @@ class ShmTransport final : public Transport, public SharedMemory {
   // that is still awaited.
   template <class LookFn, class PeersFn>
   void wait(const Stamp& stamp, LookFn look, PeersFn peers);
-  void await_all(const Stamp& stamp, std::uint64_t target,
-                 std::atomic<std::uint64_t>& (*counter)(Segment&, int, std::uint64_t));
+  template <class CounterFn>
+  void await_all(const Stamp& stamp, std::uint64_t target, CounterFn counter);
   void ring_all();
   bool move_all(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives);

@@ -1,7 +1,5 @@
 #include "transport/stamp.hpp"
 
-#include <cstring>
-
 #include "base/error.hpp"
 
 namespace dpcomm {
@@ -30,21 +28,6 @@ std::string_view name_of(Operation operation) {
       return "open_gpu";
   }
   return "an unknown operation";
-}
-
-// Multilinear hashing: each word times an odd number of its own, so that stamps that differ in one
-// word never collide, and no product waits for another.
-std::uint64_t fingerprint(const Stamp& stamp) {
-  static_assert(sizeof(Stamp) % sizeof(std::uint64_t) == 0);
-  std::uint64_t words[sizeof(Stamp) / sizeof(std::uint64_t)];
-  std::memcpy(words, &stamp, sizeof(words));
-  std::uint64_t hash = 0;
-  std::uint64_t odd = 0x9e3779b97f4a7c15u;  // the golden ratio's bits
-  for (std::uint64_t word : words) {
-    hash += word * odd;
-    odd *= 0xd1342543de82ef95u;  // constants, once the loop is unrolled
-  }
-  return hash;
 }
 
 std::string describe(const Stamp& stamp) {

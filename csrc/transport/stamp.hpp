@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -50,8 +51,21 @@ struct Header {
 };
 static_assert(sizeof(Header) == 64);
 
-// Tells stamps that differ in what ranks must agree on, as good as surely.
-std::uint64_t fingerprint(const Stamp& stamp);
+// Tells stamps that differ in what ranks must agree on, as good as surely. Multilinear hashing:
+// each word times an odd number of its own, so that stamps that differ in one word never collide,
+// and no product waits for another.
+inline std::uint64_t fingerprint(const Stamp& stamp) {
+  static_assert(sizeof(Stamp) % sizeof(std::uint64_t) == 0);
+  std::uint64_t words[sizeof(Stamp) / sizeof(std::uint64_t)];
+  std::memcpy(words, &stamp, sizeof(words));
+  std::uint64_t hash = 0;
+  std::uint64_t odd = 0x9e3779b97f4a7c15u;  // the golden ratio's bits
+  for (std::uint64_t word : words) {
+    hash += word * odd;
+    odd *= 0xd1342543de82ef95u;  // constants, once the loop is unrolled
+  }
+  return hash;
+}
 
 // "all_reduce #12 (1000 float32, sum, ring, root 0)": what both sides must agree on.
 std::string describe(const Stamp& stamp);

@@ -11,7 +11,6 @@
 
 #include "base/device.hpp"
 #include "base/error.hpp"
-#include "transport/shared_memory.hpp"
 #include "transport/stamp.hpp"
 #include "transport/vendor.hpp"
 
@@ -42,6 +41,8 @@ class Flight {
 
   virtual void finish() = 0;  // returns, or raises, as Transport::exchange
 };
+
+class ShmTransport;
 
 // How ranks reach each other: rounds of point-to-point messages. One object a rank and
 // communicator; one call at a time.
@@ -82,7 +83,7 @@ class Transport {
   virtual std::shared_ptr<Device> device() { return host_device(); }
 
   // Direct access to the peers' memory, where there is one.
-  virtual SharedMemory* shared_memory() { return nullptr; }
+  virtual ShmTransport* shared_memory() { return nullptr; }
 
   // The library's own collectives on shards, where there are any.
   virtual Vendor* vendor() { return nullptr; }
