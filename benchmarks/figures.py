@@ -78,7 +78,7 @@ def collectives() -> Iterator[tuple[str, str, str]]:
     for ranks in (2, 4, 8):
         best: dict[tuple[bool, str, int], float] = {}
         for row in rows:
-            if row["ranks"] == ranks:
+            if row["ranks"] == ranks and row["contender"] != "limit":
                 ours = row["contender"] in OURS
                 key = ours, row["contender"] if ours else "", row["bytes"]
                 best[key] = min(best.get(key, row["time_us"]), row["time_us"])

@@ -1,13 +1,15 @@
-// What the memory between two cores can do: memory hop, or memory limit BYTES.
+// What the memory between the cores can do: memory hop, or memory limit -np RANKS BUDGET BYTES….
 //
 // hop: nanoseconds that a cache line takes from one core to the other, the median of many round
 // trips, halved.
-// limit: seconds that two processes take for a = b = a + b of BYTES bytes each, in memory that they
-// share, each written anew by one of them before: what an all-reduce of two ranks must do at least.
+// limit: BYTES and the seconds of the least that a sum of float32 in place by RANKS processes is,
+// pinned, timed and written anew before each call as benchmarks/collectives.py has it: all meet,
+// each adds its slice of all buffers, which lie in shared memory, into all of them, and all meet
+// again. What fits beside the mark of a meeting is posted there, and needs one. A rank that waits
+// spins where each has a core, and yields where not. Nothing is checked, and nobody may be late.
 
 #include <sched.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,11 +25,6 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-struct Shared {
-  alignas(64) std::atomic<unsigned> arrived{0};
-  alignas(64) std::atomic<double> seconds[2]{};
-};
 
 double since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -80,36 +77,98 @@ double hop() {
   return median(samples);
 }
 
-void meet(Shared& shared, unsigned& meetings) {
-  meetings += 2;
-  ++shared.arrived;
-  while (shared.arrived.load() < meetings) {
+// A cache line of a rank: how often it has arrived, and what it adds.
+struct alignas(64) Mark {
+  std::atomic<unsigned> arrived{0};
+  float posted[12] = {};
+};
+struct Board {
+  Mark marks[2];  // in turns: who has seen all of one knows that all are done with the other
+};
+
+using Line = float __attribute__((vector_size(64)));
+
+class Group {
+ public:
+  explicit Group(int ranks)
+      : ranks_(ranks), cores_(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))) {
+    boards_ = share<Board>(ranks * sizeof(Board));
+    while (rank_ + 1 < ranks && fork() != 0) ++rank_;
+    pin(rank_ % cores_);
+  }
+
+  int rank() const { return rank_; }
+  int ranks() const { return ranks_; }
+  Mark& own() { return boards_[rank_].marks[(meetings_ + 1) % 2]; }
+  Mark& mark(int rank) { return boards_[rank].marks[meetings_ % 2]; }
+
+  void meet() {
+    Mark& mine = own();
+    mine.arrived.store(++meetings_, std::memory_order_release);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      while (mark(rank).arrived.load(std::memory_order_acquire) < meetings_) {
+        ranks_ > cores_ ? static_cast<void>(sched_yield()) : __builtin_ia32_pause();
+      }
+    }
+  }
+
+ private:
+  int ranks_;
+  int cores_;
+  int rank_ = 0;
+  unsigned meetings_ = 0;
+  Board* boards_;
+};
+
+void sum_posted(Group& group, float* own, std::size_t count) {
+  std::copy(own, own + count, group.own().posted);
+  group.meet();
+  std::fill(own, own + count, 0.0f);
+  for (int rank = 0; rank < group.ranks(); ++rank) {
+    for (std::size_t i = 0; i < count; ++i) own[i] += group.mark(rank).posted[i];
   }
 }
 
-double limit(std::size_t bytes) {
-  constexpr int kCalls = 15;
-  const std::size_t count = bytes / sizeof(float);
-  Shared& shared = *share<Shared>(sizeof(Shared));
-  float* const buffers[] = {share<float>(bytes), share<float>(bytes)};
-  const bool child = fork() == 0;
-  pin(child);
-  float* const a = buffers[0] + child * (count / 2);
-  float* const b = buffers[1] + child * (count / 2);
-  std::vector<double> slowest;
-  unsigned meetings = 0;
-  for (int call = 0; call < kCalls; ++call) {
-    std::memset(buffers[child], call & 1, bytes);
-    meet(shared, meetings);
-    const auto begin = Clock::now();
-#pragma GCC ivdep
-    for (std::size_t i = 0; i < count / 2; ++i) a[i] = b[i] = a[i] + b[i];
-    shared.seconds[child] = since(begin);
-    meet(shared, meetings);
-    slowest.push_back(std::max(shared.seconds[0].load(), shared.seconds[1].load()));
+void sum_slices(Group& group, const std::vector<Line*>& buffers, std::size_t lines) {
+  group.meet();
+  const std::size_t ranks = buffers.size();
+  const std::size_t end = lines * (group.rank() + 1) / ranks;
+  for (std::size_t line = lines * group.rank() / ranks; line < end; ++line) {
+    Line sum = buffers[0][line];
+    for (std::size_t rank = 1; rank < ranks; ++rank) sum += buffers[rank][line];
+    for (Line* buffer : buffers) buffer[line] = sum;
   }
-  if (child) _exit(0);
-  wait(nullptr);
+  group.meet();
+}
+
+double limit(int ranks, double budget, std::size_t bytes) {
+  constexpr int kFewest = 5, kMost = 2000;
+  constexpr double kSpeed = 1e10;  // bytes of all ranks in a second, to begin with
+  const double fit = budget * kSpeed / (static_cast<double>(bytes) * ranks);
+  const int calls = static_cast<int>(std::clamp<double>(fit, kFewest, kMost));
+  std::vector<Line*> buffers;
+  for (int rank = 0; rank < ranks; ++rank) buffers.push_back(share<Line>(bytes));
+  auto* const seconds = share<double>(sizeof(double) * calls * ranks);
+  Group group(ranks);
+  const int rank = group.rank();
+  for (int call = 0; call < calls; ++call) {
+    std::memset(buffers[rank], call & 1, bytes);
+    group.meet();
+    const auto begin = Clock::now();
+    if (bytes <= sizeof(Mark::posted)) {
+      sum_posted(group, reinterpret_cast<float*>(buffers[rank]), bytes / sizeof(float));
+    } else {
+      sum_slices(group, buffers, bytes / sizeof(Line));
+    }
+    seconds[call * ranks + rank] = since(begin);
+  }
+  group.meet();
+  if (rank != ranks - 1) _exit(0);  // the last is the parent of all others
+  std::vector<double> slowest;
+  for (int call = 0; call < calls; ++call) {
+    const double* const times = seconds + call * ranks;
+    slowest.push_back(*std::max_element(times, times + ranks));
+  }
   return median(slowest);
 }
 
@@ -118,10 +177,14 @@ double limit(std::size_t bytes) {
 int main(int argc, char** argv) {
   if (argc == 2 && std::string_view(argv[1]) == "hop") {
     std::printf("%.1f\n", hop());
-  } else if (argc == 3 && std::string_view(argv[1]) == "limit") {
-    std::printf("%.9f\n", limit(std::strtoull(argv[2], nullptr, 10)));
+  } else if (argc > 5 && std::string_view(argv[1]) == "limit") {
+    for (int size = 5; size < argc; ++size) {
+      const std::size_t bytes = std::strtoull(argv[size], nullptr, 10);
+      std::printf("%zu %.9f\n", bytes, limit(std::atoi(argv[3]), std::atof(argv[4]), bytes));
+      std::fflush(stdout);
+    }
   } else {
-    std::fprintf(stderr, "usage: memory hop, or memory limit BYTES\n");
+    std::fprintf(stderr, "usage: memory hop, or memory limit -np RANKS BUDGET BYTES…\n");
     return 2;
   }
 }
