@@ -32,9 +32,11 @@ enum Tag { kHeader, kData, kAbort };
 constexpr std::size_t kInline = 4096;
 constexpr std::size_t kReason = 2048;
 
-// Looks before a wait yields, and sleeps. MPI moves messages only while somebody looks.
+// Looks before a wait yields, and sleeps. MPI moves messages only while somebody looks; some yield
+// in each look where ranks outnumber cores, so that ours come between several.
 constexpr int kSpins = 50000;
 constexpr int kYields = 5000;
+constexpr int kLooksAYield = 8;
 
 void check(int code, const char* call) {
   if (code == MPI_SUCCESS) return;
@@ -113,14 +115,25 @@ class Pending {
     return &requests.emplace_back(MPI_REQUEST_NULL);
   }
 
-  bool done() {
+  std::size_t size() const { return requests.size(); }
+
+  // The state of all; what MPI says is for check().
+  int test_all(bool& done) {
     int all = 0;
-    check(MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE),
-          "MPI_Testall");
-    return all;
+    const int code =
+        MPI_Testall(int_of(requests.size()), requests.data(), &all, MPI_STATUSES_IGNORE);
+    done = all;
+    return code;
   }
 
-  // The peer of the first that is not done, or -1. done() tells of all of them or of none.
+  bool done(std::size_t index) {
+    int ended = 0;
+    check(MPI_Request_get_status(requests[index], &ended, MPI_STATUS_IGNORE),
+          "MPI_Request_get_status");
+    return ended;
+  }
+
+  // The peer of the first that is not done, or -1. test_all() ends all of them or none.
   int first_awaited() {
     for (std::size_t i = 0; i < requests.size(); ++i) {
       int ended = 0;
@@ -230,33 +243,48 @@ class MpiTransport final : public Transport {
       for (const Incoming& receive : receives) post(receive);
     }
 
-    // Headers first: a message that is not the expected one is found before its data is awaited.
     void finish() override {
-      over_.wait(stamp_, headers_);
-      for (const auto& [receive, packet] : headed_) {
-        check_same(stamp_, receive.bytes, packet->header, over_.job_rank(receive.peer));
-        if (receive.bytes > 0 && receive.bytes <= kInline) {
-          std::memcpy(receive.data, packet->payload.data(), receive.bytes);
+      over_.wait(stamp_, pending_, [this] { check_headers(); });
+      check_headers();
+      for (const Headed& first : headed_) {
+        if (first.receive.bytes > 0 && first.receive.bytes <= kInline) {
+          std::memcpy(first.receive.data, first.packet->payload.data(), first.receive.bytes);
         }
       }
-      over_.wait(stamp_, rest_);
     }
 
    private:
+    // The first message of a peer.
+    struct Headed {
+      Incoming receive;
+      const Packet* packet;
+      std::size_t request;
+    };
+
+    // Of those that have come. Nobody waits for headers alone, which would cost a short message's
+    // time in each round with a new peer.
+    void check_headers() {
+      for (const Headed& first : headed_) {
+        if (!pending_.done(first.request)) continue;
+        check_same(stamp_, first.receive.bytes, first.packet->header,
+                   over_.job_rank(first.receive.peer));
+      }
+    }
+
     void post(const Incoming& receive) {
       std::uint64_t& latest = over_.headed_from_[receive.peer];
       const bool first = std::exchange(latest, stamp_.sequence) != stamp_.sequence;
       if (first) {
         // Room for more than is expected, so that a longer message can be named.
         check(MPI_Irecv(packet_, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, over_.comm_,
-                        headers_.add(receive.peer)),
+                        pending_.add(receive.peer)),
               "MPI_Irecv");
-        headed_.emplace_back(receive, packet_++);
+        headed_.push_back({receive, packet_++, pending_.size() - 1});
       }
       if (first && receive.bytes <= kInline) return;
       in_pieces(receive.bytes, [&](std::size_t begin, int piece) {
         check(MPI_Irecv(static_cast<std::byte*>(receive.data) + begin, piece, MPI_BYTE,
-                        receive.peer, kData, over_.comm_, rest_.add(receive.peer)),
+                        receive.peer, kData, over_.comm_, pending_.add(receive.peer)),
               "MPI_Irecv");
       });
     }
@@ -272,13 +300,13 @@ class MpiTransport final : public Transport {
           length += send.bytes;
         }
         check(MPI_Isend(packet_++, int_of(length), MPI_BYTE, send.peer, kHeader, over_.comm_,
-                        rest_.add(send.peer)),
+                        pending_.add(send.peer)),
               "MPI_Isend");
       }
       if (first && send.bytes <= kInline) return;
       in_pieces(send.bytes, [&](std::size_t begin, int piece) {
         check(MPI_Isend(static_cast<const std::byte*>(send.data) + begin, piece, MPI_BYTE,
-                        send.peer, kData, over_.comm_, rest_.add(send.peer)),
+                        send.peer, kData, over_.comm_, pending_.add(send.peer)),
               "MPI_Isend");
       });
     }
@@ -286,8 +314,8 @@ class MpiTransport final : public Transport {
     MpiTransport& over_;
     Stamp stamp_;
     Packet* packet_;  // the next; only the first round of a collective needs any
-    std::vector<std::pair<Incoming, const Packet*>> headed_;
-    Pending headers_, rest_;
+    std::vector<Headed> headed_;
+    Pending pending_;
   };
 
   // Returns once every member has come.
@@ -302,15 +330,24 @@ class MpiTransport final : public Transport {
     exchange(stamp, sends, receives);
   }
 
-  void wait(const Stamp& stamp, Pending& pending) {
+  // A message that is not the expected one may never come, or not fit: `check_headers` tells why.
+  template <class CheckFn>
+  void wait(const Stamp& stamp, Pending& pending, CheckFn check_headers) {
     Clock::time_point since{};
-    for (int looks = 0; !pending.done(); ++looks) {
+    for (int looks = 0;; ++looks) {
+      bool done = false;
+      if (const int code = pending.test_all(done); code != MPI_SUCCESS) {
+        check_headers();
+        check(code, "MPI_Testall");
+      }
+      if (done) return;
       if (!crowded_ && looks < kSpins) continue;
-      if (looks < kSpins + kYields) {
-        sched_yield();
+      if (looks < kSpins + kYields * kLooksAYield) {
+        if (looks % kLooksAYield == 0) sched_yield();
         continue;
       }
       ::usleep(100);
+      check_headers();
       if (looks % 256 != 0) continue;
       if (since == Clock::time_point{}) since = Clock::now();
       check_failure();
