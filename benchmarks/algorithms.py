@@ -62,7 +62,8 @@ def build(prefix: Path, binary: Path) -> None:
         [
             str(prefix / "bin" / "mpicxx"),
             *("-std=c++20", "-O3", f"-I{csrc}", "-o", str(binary)),
-            *(str(HERE / "peers" / "algorithm.cpp"), str(csrc / "transport" / "mpi.cpp")),
+            str(HERE / "peers" / "algorithm.cpp"),
+            *(str(csrc / "transport" / name) for name in ("mpi.cpp", "mpi_transport.cpp")),
             *(str(libraries / f"libdpcomm_{layer}.a") for layer in layers),
             "-lpthread",
         ]

@@ -26,7 +26,7 @@ LAYERS = {
 HEADERS = {
     r"cuda_runtime\.h": {"csrc/base/cuda.hpp"},
     r"cuda.*\.h": {"csrc/base/cuda.hpp", "*_cuda.cu", "*.cuh"},
-    r"mpi(_abi)?\.h": {"csrc/transport/mpi.hpp", "csrc/transport/mpi.cpp"},
+    r"mpi(_abi)?\.h": {"csrc/transport/mpi_calls.hpp"},
     r"nccl\.h": set(),  # opened at run time, see transport/nccl_library.hpp
     r"(torch|ATen|c10)/.*": set(),
     r"(pybind11/.*|Python\.h)": {"bindings/*"},

@@ -14,7 +14,7 @@ from groups import ROOT
 
 CSRC = ROOT / "csrc"
 # What needs the headers of CUDA or MPI, or is written in GCC's own vectors.
-OTHERS = ("gpu.cpp", "mpi.cpp", "*_lanes.cpp")
+OTHERS = ("gpu.cpp", "mpi*.cpp", "*_lanes.cpp")
 FLAGS = ["-xc++", "-std=c++20", f"-I{CSRC / 'simt'}", f"-I{CSRC}", "-Wno-everything"]
 
 
