@@ -147,7 +147,11 @@ double limit(int ranks, double budget, std::size_t bytes) {
   const double fit = budget * kSpeed / (static_cast<double>(bytes) * ranks);
   const int calls = static_cast<int>(std::clamp<double>(fit, kFewest, kMost));
   std::vector<Line*> buffers;
-  for (int rank = 0; rank < ranks; ++rank) buffers.push_back(share<Line>(bytes));
+  // Half a page apart: see csrc/base/cache.hpp.
+  constexpr std::size_t kApart = 2048;
+  for (int rank = 0; rank < ranks; ++rank) {
+    buffers.push_back(share<Line>(bytes + kApart) + rank % 2 * kApart / sizeof(Line));
+  }
   auto* const seconds = share<double>(sizeof(double) * calls * ranks);
   Group group(ranks);
   const int rank = group.rank();

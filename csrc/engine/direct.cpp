@@ -16,8 +16,10 @@ void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
 }
 
+// Where staging memory begins in its page, for data that begins where it does in its own: at the
+// same place in a cache line, so that no copy crosses lines.
 std::size_t lead_of(const void* data) {
-  return reinterpret_cast<std::uintptr_t>(data) % kCacheLine;
+  return (reinterpret_cast<std::uintptr_t>(data) + kApart) % kPage;
 }
 
 }  // namespace
@@ -188,8 +190,7 @@ std::size_t Direct::window_count(std::size_t index) const {
 }
 
 // Slots are taken in turn, over all collectives: the one that is written was read by everybody
-// before the latest meeting. Inputs begin there where they begin in their cache lines, so that no
-// copy crosses lines.
+// before the latest meeting.
 std::byte* Direct::staging(int rank, std::size_t index) const {
   const std::size_t lead = rank == rank_ ? lead_of(call_->data) : memory_.entry(rank).buffers.lead;
   return memory_.staging(rank, static_cast<int>((windows_ + index) % ShmTransport::kSlots)) + lead;

@@ -39,7 +39,7 @@ class Execution {
     for (const Round& round : schedule_.rounds) {
       staged = std::max(staged, std::min<std::size_t>(segments_of(round), 2) * staged_bytes(round));
     }
-    // Where the data begins in its cache lines, so that no copy or sum crosses lines.
+    // Where the data begins in its cache line, so that no copy or sum crosses lines.
     const std::size_t lead = reinterpret_cast<std::uintptr_t>(buffer_.data) % kCacheLine;
     stage_ = staging_.at_least(kCacheLine + staged) + lead;
     for (const Round& round : schedule_.rounds) {

@@ -7,20 +7,17 @@
 #include <functional>
 #include <iterator>
 
+#include "base/cache.hpp"
+
 namespace dpcomm {
-namespace {
 
-constexpr std::size_t kPage = 4096;
-
-}  // namespace
-
-Arena::Arena(std::byte* base, std::size_t bytes)
-    : base_(base), bytes_(bytes), process_(::getpid()) {
+Arena::Arena(std::byte* base, std::size_t bytes, std::size_t lead)
+    : base_(base), bytes_(bytes), lead_(lead), process_(::getpid()) {
   if (bytes > 0) free_.emplace(0, bytes);
 }
 
 void* Arena::allocate(std::size_t bytes) {
-  const std::size_t length = std::max<std::size_t>(1, (bytes + kPage - 1) / kPage) * kPage;
+  const std::size_t length = std::max<std::size_t>(1, (lead_ + bytes + kPage - 1) / kPage) * kPage;
   const std::lock_guard lock(mutex_);
   const auto hole =
       std::find_if(free_.begin(), free_.end(), [&](const auto& f) { return f.second >= length; });
@@ -29,13 +26,13 @@ void* Arena::allocate(std::size_t bytes) {
   free_.erase(hole);
   if (room > length) free_.emplace(offset + length, room - length);
   used_.emplace(offset, length);
-  return base_ + offset;
+  return base_ + offset + lead_;
 }
 
 void Arena::release(void* data) noexcept {
   if (::getpid() != process_) return;
   const std::lock_guard lock(mutex_);
-  const auto used = used_.find(static_cast<std::byte*>(data) - base_);
+  const auto used = used_.find(static_cast<std::byte*>(data) - base_ - lead_);
   if (used == used_.end()) return;
   auto [offset, length] = *used;
   used_.erase(used);

@@ -13,7 +13,7 @@ struct Buffers {
   std::uint64_t input = 0;
   std::uint64_t output = 0;
   double scale = 1;
-  std::size_t lead = 0;  // bytes from the start of a cache line to the input
+  std::size_t lead = 0;  // of a private input in each slot of staging memory
 };
 
 // What a rank posts at the start of a direct collective. The first line holds all that a short one

@@ -32,6 +32,10 @@ inline int int_of(std::size_t count) {
 // Requests under way and the peer of each; those left when a wait throws are given up.
 class Requests {
  public:
+  explicit Requests(std::size_t expected) {
+    requests_.reserve(expected);
+    peers_.reserve(expected);
+  }
   ~Requests() {
     for (MPI_Request& request : requests_) {
       if (request == MPI_REQUEST_NULL) continue;

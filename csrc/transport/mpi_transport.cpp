@@ -162,7 +162,7 @@ class MpiTransport final : public Transport {
    public:
     Messages(MpiTransport& over, const Stamp& stamp, std::span<const Outgoing> sends,
              std::span<const Incoming> receives)
-        : over_(over), stamp_(stamp) {
+        : over_(over), stamp_(stamp), pending_(2 * (sends.size() + receives.size())) {
       over_.check_failure();
       over_.packets_.resize(std::max(over_.packets_.size(), sends.size() + receives.size()));
       packet_ = over_.packets_.data();

@@ -12,6 +12,7 @@
 #include <new>
 #include <vector>
 
+#include "base/cache.hpp"
 #include "base/error.hpp"
 
 namespace dpcomm {
@@ -30,11 +31,11 @@ std::size_t capacity_for(int size) {
 // each split maps as much again.
 constexpr std::size_t kArenasTotal = std::size_t{4} << 40;
 
-std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+std::size_t whole_pages(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 std::size_t physical_memory() {
-  return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 4096 *
-         4096;
+  return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / kPage *
+         kPage;
 }
 
 // Fields 3 (state) and 22 (start time) of /proc/PID/stat; state 'X' where there is no such process.
@@ -67,7 +68,7 @@ std::string describe_doing(std::uint64_t doing) {
 Segment::Layout::Layout(int size, bool threads) {
   const std::size_t ranks = size;
   capacity = capacity_for(size);
-  arena_bytes = threads ? 0 : std::min(physical_memory(), kArenasTotal / ranks / 4096 * 4096);
+  arena_bytes = threads ? 0 : std::min(physical_memory(), kArenasTotal / ranks / kPage * kPage);
   members = sizeof(Failure);
   streams = members + ranks * sizeof(Member);
   bytes = streams + ranks * ranks * sizeof(ByteStream);

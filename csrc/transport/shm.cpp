@@ -33,7 +33,7 @@ ShmTransport::ShmTransport(std::shared_ptr<Segment> segment, std::string key, in
       key_(std::move(key)),
       threads_(segment_->arena_bytes() == 0),
       arena_(segment_->arena(rank) + (threads_ ? 0 : kSlots * kSlotStride),
-             threads_ ? 0 : segment_->arena_bytes() - kSlots * kSlotStride),
+             threads_ ? 0 : segment_->arena_bytes() - kSlots * kSlotStride, rank % 2 * kApart),
       amid_(size()),
       busy_(size()) {}
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/cache.hpp"
 #include "transport/arena.hpp"
 #include "transport/segment.hpp"
 #include "transport/transport.hpp"
@@ -20,7 +21,7 @@ class ShmTransport final : public Transport {
   static constexpr std::uint64_t kPrivate = ~std::uint64_t{0};
   static constexpr int kSlots = 2;
   static constexpr std::size_t kSlotBytes = std::size_t{512} << 10;
-  static constexpr std::size_t kSlotStride = kSlotBytes + 4096;  // a page, for an input's lead
+  static constexpr std::size_t kSlotStride = kSlotBytes + kPage;  // for a lead
 
   // `key` names the meeting of the processes; threads have none.
   ShmTransport(std::shared_ptr<Segment> segment, std::string key, int rank, double timeout);
@@ -50,7 +51,7 @@ class ShmTransport final : public Transport {
   std::byte* staging(int peer, int slot) { return segment_->arena(peer) + slot * kSlotStride; }
 
   bool sees_all() const { return threads_; }  // any buffer
-  // Memory that peers see, zeroed, on a page boundary; nullptr when there is no more.
+  // Memory that peers see, zeroed, on a cache line; nullptr when there is no more.
   void* allocate(std::size_t bytes) { return arena_.allocate(bytes); }
   void release(void* data) noexcept { arena_.release(data); }
 
