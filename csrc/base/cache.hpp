@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace dpcomm {
 
@@ -11,5 +12,13 @@ inline constexpr std::size_t kPage = 4096;
 // place in their pages: a processor that looks for a load among earlier stores compares the lower
 // twelve bits of addresses first.
 inline constexpr std::size_t kApart = kPage / 2;
+
+// How far into `room`, by default the start of a page, a copy of `data` is to begin: apart from it,
+// and at the same place in a cache line, so that no copy or sum crosses lines.
+inline std::size_t lead_beside(const void* data, const void* room = nullptr) {
+  return (reinterpret_cast<std::uintptr_t>(data) + kApart -
+          reinterpret_cast<std::uintptr_t>(room)) %
+         kPage;
+}
 
 }  // namespace dpcomm

@@ -16,12 +16,6 @@ void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
 }
 
-// Where staging memory begins in its page, for data that begins where it does in its own: at the
-// same place in a cache line, so that no copy crosses lines.
-std::size_t lead_of(const void* data) {
-  return (reinterpret_cast<std::uintptr_t>(data) + kApart) % kPage;
-}
-
 }  // namespace
 
 Direct::Direct(ShmTransport& memory, int rank, int size)
@@ -64,7 +58,7 @@ void Direct::run(const Stamp& stamp, const Arguments& arguments) {
   own.input = memory_.token(call_->data, input_bytes(stamp.count));
   own.output = memory_.token(call_->out, stamp.count * width_);
   own.scale = call_->scale;
-  own.lead = lead_of(call_->data);
+  own.lead = lead_beside(call_->data);
   // What is private goes to staging before the others come, who then need not meet once more.
   if (own.input == ShmTransport::kPrivate) give_window(0);
   memory_.enter(stamp);
@@ -192,7 +186,8 @@ std::size_t Direct::window_count(std::size_t index) const {
 // Slots are taken in turn, over all collectives: the one that is written was read by everybody
 // before the latest meeting.
 std::byte* Direct::staging(int rank, std::size_t index) const {
-  const std::size_t lead = rank == rank_ ? lead_of(call_->data) : memory_.entry(rank).buffers.lead;
+  const std::size_t lead =
+      rank == rank_ ? lead_beside(call_->data) : memory_.entry(rank).buffers.lead;
   return memory_.staging(rank, static_cast<int>((windows_ + index) % ShmTransport::kSlots)) + lead;
 }
 

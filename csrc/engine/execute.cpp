@@ -39,9 +39,8 @@ class Execution {
     for (const Round& round : schedule_.rounds) {
       staged = std::max(staged, std::min<std::size_t>(segments_of(round), 2) * staged_bytes(round));
     }
-    // Where the data begins in its cache line, so that no copy or sum crosses lines.
-    const std::size_t lead = reinterpret_cast<std::uintptr_t>(buffer_.data) % kCacheLine;
-    stage_ = staging_.at_least(kCacheLine + staged) + lead;
+    std::byte* const room = staging_.at_least(kPage + staged);
+    stage_ = room + lead_beside(buffer_.data, room);
     for (const Round& round : schedule_.rounds) {
       ++stamp_.round;
       const std::size_t segments = segments_of(round);
