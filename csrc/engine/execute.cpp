@@ -11,6 +11,8 @@
 namespace dpcomm {
 namespace {
 
+constexpr std::size_t kSendings = 4;
+
 struct Range {
   std::size_t begin;
   std::size_t end;
@@ -49,11 +51,13 @@ class Execution {
         // The next segment is on its way while this one is added.
         if (index + 1 < segments) begin(round, index + 1);
         Step& step = steps_[index % 2];
-        step.flight->finish();
+        step.flight->land();
+        keep_sending(step);
         add(step.addends);
       }
       complete(round.completes);
     }
+    finish_sending(sendings_.size());
   }
 
  private:
@@ -68,10 +72,40 @@ class Execution {
   // A segment of a round.
   struct Step {
     std::vector<Outgoing> sends;
+    std::vector<Range> sent;
     std::vector<Incoming> receives;
     std::vector<Addend> addends;
     std::unique_ptr<Flight> flight;
   };
+
+  // A segment that has landed here, and is perhaps still being sent.
+  struct Sending {
+    std::vector<Range> ranges;
+    std::unique_ptr<Flight> flight;
+  };
+
+  // Nobody waits for what is sent from where nothing is written. `kSendings` at most are open, so
+  // that a rank that only sends does not run away from those that receive.
+  void keep_sending(Step& step) {
+    sendings_.push_back({std::move(step.sent), std::move(step.flight)});
+    if (sendings_.size() > kSendings) finish_sending(1);
+  }
+
+  void finish_sending(std::size_t oldest) {
+    for (std::size_t i = 0; i < oldest; ++i) sendings_[i].flight->finish();
+    sendings_.erase(sendings_.begin(), sendings_.begin() + oldest);
+  }
+
+  // Nothing of `range` is being sent any more.
+  void make_writable(Range range) {
+    const auto overlaps = [&](Range sent) {
+      return sent.begin < range.end && range.begin < sent.end;
+    };
+    for (std::size_t i = sendings_.size(); i > 0; --i) {
+      const std::vector<Range>& ranges = sendings_[i - 1].ranges;
+      if (std::any_of(ranges.begin(), ranges.end(), overlaps)) return finish_sending(i);
+    }
+  }
 
   std::size_t start(int block) const {
     const std::size_t grains = (buffer_.count + buffer_.grain - 1) / buffer_.grain;
@@ -107,12 +141,14 @@ class Execution {
   void begin(const Round& round, std::size_t index) {
     Step& step = steps_[index % 2];
     step.sends.clear();
+    step.sent.clear();
     step.receives.clear();
     step.addends.clear();
     for (const Send& send : round.sends) {
       if (index >= pieces(send.blocks)) continue;
       const Range part = piece(send.blocks, index);
       step.sends.push_back({send.peer, at(part.begin), part.count() * size_});
+      step.sent.push_back(part);
     }
     std::byte* stage = stage_ + index % 2 * staged_bytes(round);
     for (const Receive& receive : round.receives) {
@@ -120,6 +156,7 @@ class Execution {
       const Range part = piece(receive.blocks, index);
       const std::size_t bytes = part.count() * size_;
       if (receive.combine == Combine::kCopy) {
+        make_writable(part);
         step.receives.push_back({receive.peer, at(part.begin), bytes});
       } else {
         step.receives.push_back({receive.peer, stage, bytes});
@@ -148,6 +185,7 @@ class Execution {
     for (auto first = addends.begin(); first != addends.end();) {
       const auto last = std::find_if(first, addends.end(),
                                      [&](const Addend& a) { return a.begin != first->begin; });
+      make_writable({first->begin, first->begin + first->count});
       void* const own = at(first->begin);
       parts_.clear();
       auto other = first;
@@ -162,6 +200,7 @@ class Execution {
   void complete(Blocks blocks) {
     const Range done = range(blocks);
     if (done.count() == 0) return;
+    make_writable(done);
     if (stamp_.redop == RedOp::kMean) {
       device_->divide(stamp_.dtype, at(done.begin), done.count(), schedule_.size);
     }
@@ -179,6 +218,7 @@ class Execution {
   std::size_t size_;     // bytes of an element
   std::size_t segment_;  // elements
   std::array<Step, 2> steps_;
+  std::vector<Sending> sendings_;
   std::vector<const void*> parts_;
 };
 

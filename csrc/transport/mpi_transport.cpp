@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -31,6 +32,10 @@ constexpr int kSpins = 50000;
 constexpr int kYields = 5000;
 constexpr int kLooksAYield = 8;
 
+// A rank that waits asks whether another has failed, and one that only sends does in each so many
+// collectives: where ranks outnumber cores MPI yields in every such question.
+constexpr std::uint64_t kUnasked = 64;
+
 constexpr std::size_t kLongest = std::size_t{1} << 30;  // bytes of a message: MPI counts by int
 
 // Both ends cut a long message alike. An empty one is one piece.
@@ -47,6 +52,12 @@ void in_pieces(std::size_t bytes, Post post) {
 struct Packet {
   Header header;
   std::array<std::byte, kInline> payload;
+};
+
+// The first message of a pair, one way, in the latest collective that had any.
+struct First {
+  std::uint64_t sequence = 0;
+  Packet packet;
 };
 
 struct Note {  // what abort() sends
@@ -82,11 +93,7 @@ MPI_Op op_of(RedOp redop) {
 class MpiTransport final : public Transport {
  public:
   MpiTransport(MPI_Comm comm, int own, int ranks, bool crowded, double timeout)
-      : Transport(own, ranks, timeout),
-        comm_(comm),
-        crowded_(crowded),
-        headed_to_(ranks),
-        headed_from_(ranks) {}
+      : Transport(own, ranks, timeout), comm_(comm), crowded_(crowded) {}
 
   ~MpiTransport() override {
     if (running()) MPI_Comm_free(&comm_);
@@ -96,7 +103,9 @@ class MpiTransport final : public Transport {
 
   void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override {
-    Messages(*this, stamp, sends, receives).finish();
+    Messages messages(*this, stamp, sends, receives);
+    messages.land();
+    messages.finish();
   }
 
   std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
@@ -162,89 +171,94 @@ class MpiTransport final : public Transport {
    public:
     Messages(MpiTransport& over, const Stamp& stamp, std::span<const Outgoing> sends,
              std::span<const Incoming> receives)
-        : over_(over), stamp_(stamp), pending_(2 * (sends.size() + receives.size())) {
-      over_.check_failure();
-      over_.packets_.resize(std::max(over_.packets_.size(), sends.size() + receives.size()));
-      packet_ = over_.packets_.data();
+        : over_(over), stamp_(stamp), sent_(2 * sends.size()), received_(2 * receives.size()) {
+      if (over_.knows_failure() || stamp.sequence % kUnasked == 0) over_.check_failure();
       // Sends first: MPI copies what has come in whichever call comes next, and a peer that has not
       // heard of our message meanwhile has nothing to copy.
       for (const Outgoing& send : sends) post(send);
       for (const Incoming& receive : receives) post(receive);
     }
 
-    void finish() override {
-      over_.wait(stamp_, pending_, [this] { check_headers(); });
+    void land() override {
+      over_.wait(stamp_, received_, [this] { check_headers(); });
       check_headers();
       for (const Headed& first : headed_) {
         if (first.receive.bytes > 0 && first.receive.bytes <= kInline) {
-          std::memcpy(first.receive.data, first.packet->payload.data(), first.receive.bytes);
+          std::memcpy(first.receive.data, packet(first).payload.data(), first.receive.bytes);
         }
       }
+    }
+
+    void finish() override {
+      over_.wait(stamp_, sent_, [] {});
     }
 
    private:
     // The first message of a peer.
     struct Headed {
       Incoming receive;
-      const Packet* packet;
       std::size_t request;
     };
+
+    const Packet& packet(const Headed& first) const {
+      return over_.from_.at(first.receive.peer).packet;
+    }
 
     // Of those that have come. Nobody waits for headers alone, which would cost a short message's
     // time in each round with a new peer.
     void check_headers() {
       for (const Headed& first : headed_) {
-        if (!pending_.done(first.request)) continue;
-        check_same(stamp_, first.receive.bytes, first.packet->header,
+        if (!received_.done(first.request)) continue;
+        check_same(stamp_, first.receive.bytes, packet(first).header,
                    over_.job_rank(first.receive.peer));
       }
     }
 
     void post(const Incoming& receive) {
-      std::uint64_t& latest = over_.headed_from_[receive.peer];
-      const bool first = std::exchange(latest, stamp_.sequence) != stamp_.sequence;
+      First& from = over_.from_[receive.peer];
+      const bool first = std::exchange(from.sequence, stamp_.sequence) != stamp_.sequence;
       if (first) {
         // Room for more than is expected, so that a longer message can be named.
-        check(MPI_Irecv(packet_, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, over_.comm_,
-                        pending_.add(receive.peer)),
+        check(MPI_Irecv(&from.packet, sizeof(Packet), MPI_BYTE, receive.peer, kHeader, over_.comm_,
+                        received_.add(receive.peer)),
               "MPI_Irecv");
-        headed_.push_back({receive, packet_++, pending_.size() - 1});
+        headed_.push_back({receive, received_.size() - 1});
       }
       if (first && receive.bytes <= kInline) return;
       in_pieces(receive.bytes, [&](std::size_t begin, int piece) {
         check(MPI_Irecv(static_cast<std::byte*>(receive.data) + begin, piece, MPI_BYTE,
-                        receive.peer, kData, over_.comm_, pending_.add(receive.peer)),
+                        receive.peer, kData, over_.comm_, received_.add(receive.peer)),
               "MPI_Irecv");
       });
     }
 
     void post(const Outgoing& send) {
-      std::uint64_t& latest = over_.headed_to_[send.peer];
-      const bool first = std::exchange(latest, stamp_.sequence) != stamp_.sequence;
+      First& to = over_.to_[send.peer];
+      const bool first = std::exchange(to.sequence, stamp_.sequence) != stamp_.sequence;
       if (first) {
-        packet_->header = {stamp_, send.bytes};
+        to.packet.header = {stamp_, send.bytes};
         std::size_t length = sizeof(Header);
         if (send.bytes <= kInline) {
-          if (send.bytes > 0) std::memcpy(packet_->payload.data(), send.data, send.bytes);
+          if (send.bytes > 0) std::memcpy(to.packet.payload.data(), send.data, send.bytes);
           length += send.bytes;
         }
-        check(MPI_Isend(packet_++, int_of(length), MPI_BYTE, send.peer, kHeader, over_.comm_,
-                        pending_.add(send.peer)),
+        check(MPI_Isend(&to.packet, int_of(length), MPI_BYTE, send.peer, kHeader, over_.comm_,
+                        sent_.add(send.peer)),
               "MPI_Isend");
       }
       if (first && send.bytes <= kInline) return;
       in_pieces(send.bytes, [&](std::size_t begin, int piece) {
         check(MPI_Isend(static_cast<const std::byte*>(send.data) + begin, piece, MPI_BYTE,
-                        send.peer, kData, over_.comm_, pending_.add(send.peer)),
+                        send.peer, kData, over_.comm_, sent_.add(send.peer)),
               "MPI_Isend");
       });
     }
 
     MpiTransport& over_;
     Stamp stamp_;
-    Packet* packet_;  // the next; only the first round of a collective needs any
     std::vector<Headed> headed_;
-    Requests pending_;
+    Requests sent_;
+    Requests received_;
   };
 
   // Returns once every member has come.
@@ -300,6 +314,11 @@ class MpiTransport final : public Transport {
     return status.MPI_SOURCE;
   }
 
+  bool knows_failure() {
+    const std::lock_guard lock(failure_mutex_);
+    return failed_by_ >= 0;
+  }
+
   void check_own_failure() override {
     const std::lock_guard lock(failure_mutex_);  // a split's waits look here too
     if (failed_by_ < 0) failed_by_ = take(kAbort, note_);
@@ -320,10 +339,8 @@ class MpiTransport final : public Transport {
   std::mutex failure_mutex_;
   int failed_by_ = -1;  // the rank whose failure `note_` tells, once there is one
   Note note_{};
-  std::vector<Packet> packets_;  // of the sends, then of the receives
-  // [peer]: the latest collective of which a header went there, or came from there.
-  std::vector<std::uint64_t> headed_to_;
-  std::vector<std::uint64_t> headed_from_;
+  std::map<int, First> to_;  // [peer]
+  std::map<int, First> from_;
 };
 
 // Whether ranks of this host must share cores. Collective.

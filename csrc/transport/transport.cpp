@@ -10,7 +10,8 @@ class Later final : public Flight {
         std::span<const Incoming> receives)
       : transport_(transport), stamp_(stamp), sends_(sends), receives_(receives) {}
 
-  void finish() override { transport_.exchange(stamp_, sends_, receives_); }
+  void land() override { transport_.exchange(stamp_, sends_, receives_); }
+  void finish() override {}
 
  private:
   Transport& transport_;

@@ -31,7 +31,8 @@ struct Incoming {
 // Which error the other ranks raise when one has failed.
 enum class FailureKind { kMismatch, kLostPeer, kTimeout };
 
-// A round of messages under way. One that is not finished is given up by its destructor.
+// A round of messages under way. One that is not finished is given up by its destructor. Both calls
+// raise what Transport::exchange raises.
 class Flight {
  public:
   Flight() = default;
@@ -39,7 +40,8 @@ class Flight {
   Flight(const Flight&) = delete;
   Flight& operator=(const Flight&) = delete;
 
-  virtual void finish() = 0;  // returns, or raises, as Transport::exchange
+  virtual void land() = 0;    // returns when every receive has landed
+  virtual void finish() = 0;  // after land(): when every send buffer may be changed again
 };
 
 class ShmTransport;
@@ -70,8 +72,8 @@ class Transport {
   virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
 
-  // Begins what exchange() does at once. Several rounds may be under way, and finish in the order
-  // in which they began; what the spans refer to stays until then.
+  // Begins what exchange() does at once. Several rounds may be under way, and land and finish in
+  // the order in which they began; what the spans refer to stays until they have landed.
   virtual std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
                                         std::span<const Incoming> receives);
 

@@ -13,6 +13,10 @@ def test_a_failure_is_told_at_once_and_by_every_later_call():
     assert mpirun(3, PROGRAM, "again", timeout=60).count("holds") == 3
 
 
+def test_a_failure_is_told_to_those_who_only_send():
+    assert mpirun(3, PROGRAM, "sends", timeout=60).count("holds") == 3
+
+
 def test_a_split_waits_for_its_members_until_the_deadline():
     assert mpirun(3, PROGRAM, "split", timeout=60).count("holds") == 3
 
