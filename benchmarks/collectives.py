@@ -4,8 +4,9 @@
 
 Each PREFIX is a virtual environment of its own with that MPI in it (their wheels overwrite each
 other); torch's Gloo is measured where this environment has torch. Every rank is pinned to core RANK
-modulo cores, writes its buffer anew before each call, and a time is the median, over calls, of the
-slowest rank. The contenders take turns, `--rounds` times, and the best median of each counts.
+modulo cores, writes its buffer anew before each call, and a time is the midmean, over calls, of the
+slowest rank: the mean of the middle half, a median that is finer than the clock's ticks. The
+contenders take turns, `--rounds` times, and the best of each counts.
 
 The cores of a shared machine move. Before and after each turn the cache hop between the two is
 probed; a turn in which it changed, or in which both were threads of one core, counts only where a
@@ -203,7 +204,7 @@ def turn(
             contender=name,
             ranks=ranks,
             bytes=size,
-            time_us=round(seconds * 1e6, 3),
+            time_us=round(seconds * 1e6, 4),
             ended=ended,
             hop_before_ns=before,
             hop_after_ns=after,
@@ -246,7 +247,7 @@ def show(ranks: int, cells: dict[tuple[str, int], Record]) -> None:
         for name in names:
             if cell := row.get(name):
                 mark = "+" if not cell.ended else " " if cell.steady else "*"
-                columns += f"{cell.time_us:12.2f}{mark}"
+                columns += f"{cell.time_us:12.3f}{mark}"
             else:
                 columns += f"{'-':>12} "
         share = row[LIMIT].time_us / row["registered"].time_us

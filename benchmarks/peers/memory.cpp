@@ -1,6 +1,6 @@
 // What the memory between the cores can do: memory hop, or memory limit -np RANKS BUDGET BYTES….
 //
-// hop: nanoseconds that a cache line takes from one core to the other, the median of many round
+// hop: nanoseconds that a cache line takes from one core to the other, the midmean of many round
 // trips, halved.
 // limit: BYTES and the seconds of the least that a sum of float32 in place by RANKS processes is,
 // pinned, timed and written anew before each call as benchmarks/collectives.py has it: all meet,
@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -45,9 +46,12 @@ T* share(std::size_t bytes) {
   return static_cast<T*>(memory);
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
+// The mean of the middle half, see mpi_allreduce.c.
+double midmean(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t quarter = values.size() / 4;
+  return std::accumulate(values.begin() + quarter, values.end() - quarter, 0.0) /
+         static_cast<double>(values.size() - 2 * quarter);
 }
 
 double hop() {
@@ -74,7 +78,7 @@ double hop() {
     samples.push_back(since(begin) / (2 * kTrips) * 1e9);
   }
   partner.join();
-  return median(samples);
+  return midmean(samples);
 }
 
 // A cache line of a rank: how often it has arrived, and what it adds.
@@ -173,7 +177,7 @@ double limit(int ranks, double budget, std::size_t bytes) {
     const double* const times = seconds + call * ranks;
     slowest.push_back(*std::max_element(times, times + ranks));
   }
-  return median(slowest);
+  return midmean(slowest);
 }
 
 }  // namespace
@@ -184,7 +188,7 @@ int main(int argc, char** argv) {
   } else if (argc > 5 && std::string_view(argv[1]) == "limit") {
     for (int size = 5; size < argc; ++size) {
       const std::size_t bytes = std::strtoull(argv[size], nullptr, 10);
-      std::printf("%zu %.9f\n", bytes, limit(std::atoi(argv[3]), std::atof(argv[4]), bytes));
+      std::printf("%zu %.10f\n", bytes, limit(std::atoi(argv[3]), std::atof(argv[4]), bytes));
       std::fflush(stdout);
     }
   } else {
