@@ -5,7 +5,7 @@
 // limit: BYTES and the seconds of the least that a sum of float32 in place by RANKS processes is,
 // pinned, timed and written anew before each call as benchmarks/collectives.py has it: all meet,
 // each adds its slice of all buffers, which lie in shared memory, into all of them, and all meet
-// again. What fits beside the mark of a meeting is posted there, and needs one. A rank that waits
+// again. What is short is posted beside the mark of a meeting, and needs one. A rank that waits
 // spins where each has a core, and yields where not. Nothing is checked, and nobody may be late.
 
 #include <sched.h>
@@ -81,10 +81,15 @@ double hop() {
   return midmean(samples);
 }
 
-// A cache line of a rank: how often it has arrived, and what it adds.
+// How often a rank has arrived, and what it adds, in the same cache line where that fits.
 struct alignas(64) Mark {
+  static constexpr std::size_t kBeside = 48, kPosted = 4096;  // bytes
+
   std::atomic<unsigned> arrived{0};
-  float posted[12] = {};
+  float beside[kBeside / sizeof(float)] = {};
+  alignas(64) float behind[kPosted / sizeof(float)] = {};
+
+  float* posted(std::size_t bytes) { return bytes <= kBeside ? beside : behind; }
 };
 struct Board {
   Mark marks[2];  // in turns: who has seen all of one knows that all are done with the other
@@ -124,12 +129,13 @@ class Group {
   Board* boards_;
 };
 
-void sum_posted(Group& group, float* own, std::size_t count) {
-  std::copy(own, own + count, group.own().posted);
+void sum_posted(Group& group, float* own, std::size_t bytes) {
+  std::memcpy(group.own().posted(bytes), own, bytes);
   group.meet();
-  std::fill(own, own + count, 0.0f);
+  std::memset(own, 0, bytes);
   for (int rank = 0; rank < group.ranks(); ++rank) {
-    for (std::size_t i = 0; i < count; ++i) own[i] += group.mark(rank).posted[i];
+    const float* const theirs = group.mark(rank).posted(bytes);
+    for (std::size_t i = 0; i < bytes / sizeof(float); ++i) own[i] += theirs[i];
   }
 }
 
@@ -163,8 +169,8 @@ double limit(int ranks, double budget, std::size_t bytes) {
     std::memset(buffers[rank], call & 1, bytes);
     group.meet();
     const auto begin = Clock::now();
-    if (bytes <= sizeof(Mark::posted)) {
-      sum_posted(group, reinterpret_cast<float*>(buffers[rank]), bytes / sizeof(float));
+    if (bytes <= Mark::kPosted) {
+      sum_posted(group, reinterpret_cast<float*>(buffers[rank]), bytes);
     } else {
       sum_slices(group, buffers, bytes / sizeof(Line));
     }
