@@ -9,8 +9,11 @@
 namespace dpcomm {
 namespace {
 
-constexpr std::size_t kPieceBytes = std::size_t{128} << 10;  // stays in the second-level cache
-constexpr std::size_t kWholeBytes = std::size_t{16} << 10;   // is summed sooner than met for
+// A piece stays in the first-level cache until it is divided, and in the second until an epilogue,
+// whose threads want longer ones, is done with it.
+constexpr std::size_t kPieceBytes = std::size_t{32} << 10;
+constexpr std::size_t kEpilogueBytes = std::size_t{128} << 10;
+constexpr std::size_t kWholeBytes = std::size_t{16} << 10;  // is summed sooner than met for
 
 void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
@@ -229,7 +232,7 @@ Direct::Range Direct::slice(int rank, std::size_t count) const {
 }
 
 void Direct::reduce_all(std::size_t begin, std::size_t count) {
-  const std::size_t piece = kPieceBytes / width_;
+  const std::size_t piece = (call_->epilogue ? kEpilogueBytes : kPieceBytes) / width_;
   for (std::size_t at = 0; at < count; at += piece) {
     reduce(begin + at, std::min(piece, count - at));
   }

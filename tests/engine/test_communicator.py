@@ -66,6 +66,23 @@ def test_ops_and_dtypes_equal_numpy(dtype, op, algorithm):
         np.testing.assert_allclose(result, exact, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_mean_is_the_quotient_of_the_sum_to_the_bit(size, dtype):
+    tiny = np.finfo(dtype).smallest_subnormal
+    given = parts(size, 20_000, dtype)
+    given[:, ::2] *= tiny * 1000  # halves of the smallest numbers are rounded too
+
+    def body(comm):
+        return comm.all_reduce(given[comm.rank].copy(), op="mean")
+
+    total = given[0].copy()
+    for row in given[1:]:
+        total += row
+    for result in results(run_threads(size, body)):
+        assert result.tobytes() == (total / given.dtype.type(size)).tobytes()
+
+
 def test_bfloat16_is_added_in_float32():
     torch = pytest.importorskip("torch")
     size = 8  # 256 + 7 * 1: in bfloat16 each addition of 1 to 256 would be lost
