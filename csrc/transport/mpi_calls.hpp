@@ -24,8 +24,7 @@ inline void check(int code, const char* call) {
 }
 
 inline int int_of(std::size_t count) {
-  DPCOMM_CHECK(count <= 0x7fffffff, UsageError, "MPI counts to 2^31 - 1, not to ", count,
-               "\n  fix: give another algo than 'mpi', or call it for parts");
+  DPCOMM_CHECK(count <= 0x7fffffff, UsageError, "MPI counts to 2^31 - 1, not to ", count);
   return static_cast<int>(count);
 }
 

@@ -36,17 +36,17 @@ constexpr int kLooksAYield = 8;
 // collectives: where ranks outnumber cores MPI yields in every such question.
 constexpr std::uint64_t kUnasked = 64;
 
-constexpr std::size_t kLongest = std::size_t{1} << 30;  // bytes of a message: MPI counts by int
+constexpr std::size_t kLongest = std::size_t{1} << 30;  // MPI counts by int
 
-// Both ends cut a long message alike. An empty one is one piece.
+// Both ends cut what is long alike. What is empty is one piece.
 template <class Post>
-void in_pieces(std::size_t bytes, Post post) {
+void in_pieces(std::size_t count, Post post) {
   std::size_t begin = 0;
   do {
-    const std::size_t piece = std::min(bytes - begin, kLongest);
+    const std::size_t piece = std::min(count - begin, kLongest);
     post(begin, static_cast<int>(piece));
     begin += piece;
-  } while (begin < bytes);
+  } while (begin < count);
 }
 
 struct Packet {
@@ -137,9 +137,13 @@ class MpiTransport final : public Transport {
   }
 
   void vendor_all_reduce(const Stamp& stamp, const void* data, void* out) override {
-    check(MPI_Allreduce(data == out ? MPI_IN_PLACE : data, out, int_of(stamp.count),
-                        type_of(stamp.dtype), op_of(stamp.redop), comm_),
-          "MPI_Allreduce");
+    in_pieces(stamp.count, [&](std::size_t begin, int piece) {
+      const std::size_t skip = begin * size_of(stamp.dtype);
+      check(MPI_Allreduce(data == out ? MPI_IN_PLACE : static_cast<const std::byte*>(data) + skip,
+                          static_cast<std::byte*>(out) + skip, piece, type_of(stamp.dtype),
+                          op_of(stamp.redop), comm_),
+            "MPI_Allreduce");
+    });
   }
 
   void abort(FailureKind kind, std::string_view reason) noexcept override {
