@@ -132,8 +132,8 @@ class Group {
 void sum_posted(Group& group, float* own, std::size_t bytes) {
   std::memcpy(group.own().posted(bytes), own, bytes);
   group.meet();
-  std::memset(own, 0, bytes);
-  for (int rank = 0; rank < group.ranks(); ++rank) {
+  std::memcpy(own, group.mark(0).posted(bytes), bytes);
+  for (int rank = 1; rank < group.ranks(); ++rank) {
     const float* const theirs = group.mark(rank).posted(bytes);
     for (std::size_t i = 0; i < bytes / sizeof(float); ++i) own[i] += theirs[i];
   }

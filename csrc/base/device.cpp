@@ -153,13 +153,14 @@ DPCOMM_SIMD void multiply_as(T* out, const T* data, std::size_t count, double fa
   for (std::size_t i = 0; i < count; ++i) out[i] = Wide<T>::store(by * Wide<T>::load(data[i]));
 }
 
-// A quotient by a power of two is the product with its inverse, to the bit, and much sooner there.
+// Division by a power of two, of those that a float holds the inverse of, is multiplication by its
+// inverse, to the bit, and much faster.
 template <class T>
 void divide_as(void* data, std::size_t count, double divisor) {
   using W = typename Wide<T>::type;
   T* const elements = static_cast<T*>(data);
   int exponent = 0;
-  if (std::is_floating_point_v<W> && std::frexp(divisor, &exponent) == 0.5) {
+  if (std::frexp(divisor, &exponent) == 0.5) {
     return multiply_as(elements, elements, count, 1 / divisor);
   }
   const W by = static_cast<W>(divisor);

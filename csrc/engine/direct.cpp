@@ -9,8 +9,8 @@
 namespace dpcomm {
 namespace {
 
-// A piece stays in the first-level cache until it is divided, and in the second until an epilogue,
-// whose threads want longer ones, is done with it.
+// Much of a piece is in the first-level cache still when it is divided, and all of it in the second
+// when an epilogue, whose threads want longer ones, is done with it.
 constexpr std::size_t kPieceBytes = std::size_t{32} << 10;
 constexpr std::size_t kEpilogueBytes = std::size_t{128} << 10;
 constexpr std::size_t kWholeBytes = std::size_t{16} << 10;  // is summed sooner than met for

@@ -200,11 +200,13 @@ class Execution {
   void complete(Blocks blocks) {
     const Range done = range(blocks);
     if (done.count() == 0) return;
-    make_writable(done);
     if (stamp_.redop == RedOp::kMean) {
+      make_writable(done);
       device_->divide(stamp_.dtype, at(done.begin), done.count(), schedule_.size);
     }
-    if (epilogue_) epilogue_(at(done.begin), done.begin, done.count());
+    if (!epilogue_) return;
+    finish_sending(sendings_.size());  // the peers are not to wait for the epilogue's time
+    epilogue_(at(done.begin), done.begin, done.count());
   }
 
   const Schedule& schedule_;

@@ -28,17 +28,21 @@ inline int int_of(std::size_t count) {
   return static_cast<int>(count);
 }
 
-// Requests under way and the peer of each; those left when a wait throws are given up.
+// Requests under way, all sends or all receives, and the peer of each. Those left when a wait
+// throws are given up: receives are cancelled, for their memory is not to be written any more; a
+// send that has begun may not be.
 class Requests {
  public:
-  explicit Requests(std::size_t expected) {
+  enum class Kind { kSends, kReceives };
+
+  Requests(Kind kind, std::size_t expected) : kind_(kind) {
     requests_.reserve(expected);
     peers_.reserve(expected);
   }
   ~Requests() {
     for (MPI_Request& request : requests_) {
       if (request == MPI_REQUEST_NULL) continue;
-      MPI_Cancel(&request);
+      if (kind_ == Kind::kReceives) MPI_Cancel(&request);
       MPI_Request_free(&request);
     }
   }
@@ -77,6 +81,7 @@ class Requests {
   }
 
  private:
+  Kind kind_;
   std::vector<MPI_Request> requests_;
   std::vector<int> peers_;
 };

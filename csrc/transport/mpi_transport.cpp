@@ -32,9 +32,9 @@ constexpr int kSpins = 50000;
 constexpr int kYields = 5000;
 constexpr int kLooksAYield = 8;
 
-// A rank that waits asks whether another has failed, and one that only sends does in each so many
-// collectives: where ranks outnumber cores MPI yields in every such question.
-constexpr std::uint64_t kUnasked = 64;
+// Whoever waits asks whether a rank has failed. Who need not wait asks when it has not for so long,
+// and not in each round: where ranks outnumber cores MPI yields in every such question.
+constexpr std::chrono::milliseconds kUnasked{50};
 
 constexpr std::size_t kLongest = std::size_t{1} << 30;  // MPI counts by int
 
@@ -175,8 +175,11 @@ class MpiTransport final : public Transport {
    public:
     Messages(MpiTransport& over, const Stamp& stamp, std::span<const Outgoing> sends,
              std::span<const Incoming> receives)
-        : over_(over), stamp_(stamp), sent_(2 * sends.size()), received_(2 * receives.size()) {
-      if (over_.knows_failure() || stamp.sequence % kUnasked == 0) over_.check_failure();
+        : over_(over),
+          stamp_(stamp),
+          sent_(Requests::Kind::kSends, 2 * sends.size()),
+          received_(Requests::Kind::kReceives, 2 * receives.size()) {
+      if (over_.must_ask()) over_.check_failure();
       // Sends first: MPI copies what has come in whichever call comes next, and a peer that has not
       // heard of our message meanwhile has nothing to copy.
       for (const Outgoing& send : sends) post(send);
@@ -184,7 +187,7 @@ class MpiTransport final : public Transport {
     }
 
     void land() override {
-      over_.wait(stamp_, received_, [this] { check_headers(); });
+      wait(received_);
       check_headers();
       for (const Headed& first : headed_) {
         if (first.receive.bytes > 0 && first.receive.bytes <= kInline) {
@@ -193,9 +196,7 @@ class MpiTransport final : public Transport {
       }
     }
 
-    void finish() override {
-      over_.wait(stamp_, sent_, [] {});
-    }
+    void finish() override { wait(sent_); }
 
    private:
     // The first message of a peer.
@@ -215,6 +216,36 @@ class MpiTransport final : public Transport {
         if (!received_.done(first.request)) continue;
         check_same(stamp_, first.receive.bytes, packet(first).header,
                    over_.job_rank(first.receive.peer));
+      }
+    }
+
+    // A message that is not the expected one may never come, or not fit: headers tell why.
+    void wait(Requests& pending) {
+      Clock::time_point since{};
+      for (int looks = 0;; ++looks) {
+        bool done = false;
+        if (const int code = pending.test_all(done); code != MPI_SUCCESS) {
+          check_headers();
+          check(code, "MPI_Testall");
+        }
+        if (done) return;
+        if (!over_.crowded_ && looks < kSpins) continue;
+        if (looks < kSpins + kYields * kLooksAYield) {
+          if (looks % kLooksAYield == 0) sched_yield();
+          continue;
+        }
+        ::usleep(100);
+        check_headers();
+        if (looks % 256 != 0) continue;
+        if (since == Clock::time_point{}) since = Clock::now();
+        over_.check_failure();
+        over_.waiting();
+        if (std::chrono::duration<double>(Clock::now() - since).count() < over_.timeout()) continue;
+        over_.check_unexpected(stamp_);
+        // Who takes nothing is late more surely than who sends nothing, and may wait itself.
+        int awaited = sent_.first_awaited();
+        if (awaited < 0) awaited = received_.first_awaited();
+        if (awaited >= 0) throw timeout_error(over_, stamp_, awaited, "");
       }
     }
 
@@ -277,56 +308,30 @@ class MpiTransport final : public Transport {
     exchange(stamp, sends, receives);
   }
 
-  // A message that is not the expected one may never come, or not fit: `check_headers` tells why.
-  template <class CheckFn>
-  void wait(const Stamp& stamp, Requests& pending, CheckFn check_headers) {
-    Clock::time_point since{};
-    for (int looks = 0;; ++looks) {
-      bool done = false;
-      if (const int code = pending.test_all(done); code != MPI_SUCCESS) {
-        check_headers();
-        check(code, "MPI_Testall");
-      }
-      if (done) return;
-      if (!crowded_ && looks < kSpins) continue;
-      if (looks < kSpins + kYields * kLooksAYield) {
-        if (looks % kLooksAYield == 0) sched_yield();
-        continue;
-      }
-      ::usleep(100);
-      check_headers();
-      if (looks % 256 != 0) continue;
-      if (since == Clock::time_point{}) since = Clock::now();
-      check_failure();
-      waiting();
-      if (std::chrono::duration<double>(Clock::now() - since).count() < timeout()) continue;
-      check_unexpected(stamp);
-      const int awaited = pending.first_awaited();
-      if (awaited >= 0) throw timeout_error(*this, stamp, awaited, "");
-    }
-  }
-
   // Takes a message that is there and that no receive waits for. Its sender, or -1.
   template <class Message>
   int take(Tag tag, Message& message) {
     int there = 0;
     MPI_Message found;
     MPI_Status status;
-    check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &there, &found, &status), "MPI_Improbe");
+    for (int look = 0; look < 2 && !there; ++look) {  // the first may do no more than bring it here
+      check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &there, &found, &status), "MPI_Improbe");
+    }
     if (!there) return -1;
     check(MPI_Mrecv(&message, sizeof(message), MPI_BYTE, &found, MPI_STATUS_IGNORE), "MPI_Mrecv");
     return status.MPI_SOURCE;
   }
 
-  bool knows_failure() {
+  bool must_ask() {
     const std::lock_guard lock(failure_mutex_);
-    return failed_by_ >= 0;
+    return failed_by_ >= 0 || Clock::now() > asked_ + kUnasked;
   }
 
   void check_own_failure() override {
     const std::lock_guard lock(failure_mutex_);  // a split's waits look here too
     if (failed_by_ < 0) failed_by_ = take(kAbort, note_);
     if (failed_by_ >= 0) throw_failure(note_.kind, job_rank(failed_by_), note_.reason);
+    asked_ = Clock::now();
   }
 
   // At the deadline: a message that nobody asked for says what its sender is doing.
@@ -343,7 +348,8 @@ class MpiTransport final : public Transport {
   std::mutex failure_mutex_;
   int failed_by_ = -1;  // the rank whose failure `note_` tells, once there is one
   Note note_{};
-  std::map<int, First> to_;  // [peer]
+  Clock::time_point asked_{};  // the latest time, and nobody had failed
+  std::map<int, First> to_;    // [peer]
   std::map<int, First> from_;
 };
 

@@ -72,8 +72,8 @@ class Transport {
   virtual void exchange(const Stamp& stamp, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
 
-  // Begins what exchange() does at once. Several rounds may be under way, and land and finish in
-  // the order in which they began; what the spans refer to stays until they have landed.
+  // Begins what exchange() does at once. Several rounds may be under way; they land in the order
+  // in which they began, and finish in that order. What the spans refer to stays until they land.
   virtual std::unique_ptr<Flight> begin(const Stamp& stamp, std::span<const Outgoing> sends,
                                         std::span<const Incoming> receives);
 

@@ -67,20 +67,21 @@ def test_ops_and_dtypes_equal_numpy(dtype, op, algorithm):
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_a_mean_is_the_quotient_of_the_sum_to_the_bit(size, dtype):
-    tiny = np.finfo(dtype).smallest_subnormal
     given = parts(size, 20_000, dtype)
-    given[:, ::2] *= tiny * 1000  # halves of the smallest numbers are rounded too
+    given[:, ::2] *= np.finfo(dtype).smallest_subnormal * 100  # whose halves are rounded too
 
     def body(comm):
         return comm.all_reduce(given[comm.rank].copy(), op="mean")
 
-    total = given[0].copy()
+    wide = np.result_type(dtype, np.float32)
+    total = given[0].astype(wide)
     for row in given[1:]:
         total += row
+    mean = (total.astype(dtype).astype(wide) / size).astype(dtype)
     for result in results(run_threads(size, body)):
-        assert result.tobytes() == (total / given.dtype.type(size)).tobytes()
+        assert result.tobytes() == mean.tobytes()
 
 
 def test_bfloat16_is_added_in_float32():

@@ -1,9 +1,9 @@
-"""What a failure over MPI is to those that it meets: failing.py again|sends|split|threads.
+"""What a failure over MPI is to those that it meets: failing.py again|sends|late|split|threads.
 
-again: rank 1 ends the job; each later call of the others says so, at once. sends: so does a call
-soon after, of ranks that wait for nothing of rank 1's. split: rank 1 is in the first half of a
-split and no more; the others' wait for it has a deadline. threads: MPI was initialised for one
-thread at a time.
+again: rank 1 ends the job; each later call of the others says so, at once. sends: ranks that wait
+for nothing from rank 1 hear of it too. late: rank 1 does not come, and takes nothing of what the
+others send. split: rank 1 is in the first half of a split and no more; the others' wait for it has
+a deadline. threads: MPI was initialised for one thread at a time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ import numpy as np
 import pytest
 
 import dpcomm
-
-
-def broadcast(times: int) -> None:
-    for _ in range(times):
-        comm.broadcast(np.ones(1), root=0)
-
 
 case = sys.argv[1]
 if case == "threads":
@@ -36,7 +30,7 @@ if case == "threads":
 comm = dpcomm.init("mpi", timeout=3)
 comm.barrier()
 failing = comm.rank == 1
-end = time.monotonic() + {"split": 6, "sends": 2}.get(case, 1)
+end = time.monotonic() + (6 if case in ("late", "split") else 2)
 if case == "again":
     part = comm.split(0)
     if failing:
@@ -51,7 +45,12 @@ elif case == "sends":
         comm.core.abort("ValueError: planted")
     time.sleep(0.5)  # for the word to spread
     with pytest.raises(dpcomm.LostPeerError, match="rank 1 ended the job: ValueError: planted"):
-        broadcast(64)  # few, and short: nobody waits for rank 1 to take them
+        comm.broadcast(np.ones(1), root=0)  # short: nobody waits for rank 1 to take it
+elif case == "late" and not failing:
+    with pytest.raises(dpcomm.TimeoutError, match="timeout 3 s in all_reduce"):
+        comm.all_reduce(np.ones(1_000_000, np.float32), algo="ring")
+elif case == "late":
+    pass
 elif failing:
     comm.all_gather(np.array([0, 1], np.int32))
 else:
