@@ -9,9 +9,10 @@ slowest rank: the mean of the middle half, a median that is finer than the clock
 contenders take turns, `--rounds` times, and the best of each counts.
 
 The cores of a shared machine move. Before and after each turn the cache hop between the two is
-probed; a turn in which it changed, or in which both were threads of one core, counts only where a
-contender has no other. The limit takes turns as well: the least that such a sum must do, see
-benchmarks/peers/memory.cpp.
+probed; a turn in which it changed, in which both were threads of one core, or in which they lay
+further apart than in others, counts only where a contender has no other (it is marked by *), and is
+taken again at the end, `--rounds` times at most. The limit takes turns as well: the least that such
+a sum must do, see benchmarks/peers/memory.cpp.
 
 A peer that takes longer than `--patience` for a size (MPICH can need half a minute a call where
 ranks outnumber cores) is stopped, has no time there, and is not asked for that size or a longer one
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -216,13 +218,23 @@ def turn(
     ]
 
 
+def near(records: list[Record]) -> list[Record]:
+    """Those of turns in which the cores stayed where they were, and were as near as in any."""
+    steady = [record for record in records if record.steady]
+    least = min((record.hop_after_ns for record in steady), default=0.0)
+    return [record for record in steady if record.hop_after_ns <= STEADY * least]
+
+
 def best(records: list[Record]) -> dict[tuple[str, int], Record]:
-    """The fastest turn of each cell, of those in which the cores stayed where they were."""
+    """The fastest turn of each cell, a near one where there is any."""
     cells: dict[tuple[str, int], Record] = {}
-    for record in records:
-        so_far = cells.setdefault((record.contender, record.bytes), record)
-        if (not record.steady, record.time_us) < (not so_far.steady, so_far.time_us):
-            cells[record.contender, record.bytes] = record
+    for some in (near(records), records):
+        fastest: dict[tuple[str, int], Record] = {}
+        for record in some:
+            so_far = fastest.setdefault((record.contender, record.bytes), record)
+            if record.time_us < so_far.time_us:
+                fastest[record.contender, record.bytes] = record
+        cells = fastest | cells
     return cells
 
 
@@ -235,7 +247,8 @@ def promised(kind: str, ranks: int, size: int) -> float:
     return 1 / 2.5 if (ranks, size) == (2, SIZES[-1]) else 1 / 3
 
 
-def show(ranks: int, cells: dict[tuple[str, int], Record]) -> None:
+def show(ranks: int, records: list[Record]) -> None:
+    cells, good = best(records), near(records)
     names = list(dict.fromkeys(name for name, _ in cells))
     peers = [name for name in names if name not in (*OURS, LIMIT)]
     print(f"\n{ranks} ranks, µs" + "".join(f"{name:>13}" for name in names), end="")
@@ -246,7 +259,7 @@ def show(ranks: int, cells: dict[tuple[str, int], Record]) -> None:
         columns = ""
         for name in names:
             if cell := row.get(name):
-                mark = "+" if not cell.ended else " " if cell.steady else "*"
+                mark = "+" if not cell.ended else " " if cell in good else "*"
                 columns += f"{cell.time_us:12.3f}{mark}"
             else:
                 columns += f"{'-':>12} "
@@ -279,11 +292,13 @@ def main() -> None:
         memory = build_memory(Path(folder))
         entrants = list(contenders(given, Path(folder), memory))
         for ranks in args.ranks:
-            records: list[Record] = []
+            taken: dict[str, list[Record]] = {entrant.name: [] for entrant in entrants}
             asked = {entrant.name: list(SIZES) for entrant in entrants}
-            for entrant in args.rounds * entrants:
+            for lap, entrant in itertools.product(range(2 * args.rounds), entrants):
                 sizes = asked[entrant.name]
-                if not sizes:
+                counting = near(list(itertools.chain(*taken.values())))
+                again = not any(record in counting for record in taken[entrant.name])
+                if not sizes or (lap >= args.rounds and not again):
                     continue
                 try:
                     ended = turn(entrant, ranks, sizes, args.budget, args.patience, memory)
@@ -300,11 +315,10 @@ def main() -> None:
                         "bytes, left out from there on",
                         flush=True,
                     )
-                records += ended
+                taken[entrant.name] += ended
                 file.writelines(json.dumps(asdict(record)) + "\n" for record in ended)
                 file.flush()
-            cells = best(records)
-            show(ranks, cells)
+            show(ranks, list(itertools.chain(*taken.values())))
             if ranks == 2:
                 file.write(json.dumps(beside(entrants[0], args.rounds, args.patience)) + "\n")
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from collectives import LIMIT, OURS, Record, best
+
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 HEADER = "| what | figure | command |\n|---|---|---|\n"
-OURS = ("registered", "private")
 MODELS = {"small": "40-64-32-1", "wide": "40-512-512-1"}
 
 
@@ -74,18 +75,16 @@ def steps() -> Iterator[tuple[str, str, str]]:
 
 
 def collectives() -> Iterator[tuple[str, str, str]]:
-    rows = [row for row in records("collectives") if "contender" in row and row["ended"]]
+    turns = [Record(**row) for row in records("collectives") if "contender" in row]
     for ranks in (2, 4, 8):
-        best: dict[tuple[bool, str, int], float] = {}
-        for row in rows:
-            if row["ranks"] == ranks and row["contender"] != "limit":
-                ours = row["contender"] in OURS
-                key = ours, row["contender"] if ours else "", row["bytes"]
-                best[key] = min(best.get(key, row["time_us"]), row["time_us"])
-        sizes = sorted({size for _, _, size in best})
+        cells = best([turn for turn in turns if turn.ranks == ranks and turn.ended])
+        peers: dict[int, float] = {}
+        for (name, size), cell in cells.items():
+            if name not in (*OURS, LIMIT):
+                peers[size] = min(peers.get(size, cell.time_us), cell.time_us)
         figures = [
             f"{kind} buffers "
-            + ", ".join(f"{best[True, kind, s] / best[False, '', s]:.2f}" for s in sizes)
+            + ", ".join(f"{cells[kind, size].time_us / peers[size]:.2f}" for size in sorted(peers))
             for kind in OURS
         ]
         yield (
