@@ -26,7 +26,7 @@ bool Patience::rest() {
   ++looks_;
   if (looks_ <= spins_) {
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+    if (looks_ > kEager) __builtin_ia32_pause();
 #endif
     return true;
   }

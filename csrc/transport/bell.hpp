@@ -38,6 +38,7 @@ class Patience {
 
  private:
   static constexpr int kSpins = 2000;
+  static constexpr int kEager = 64;   // do not pause: what comes at once is seen 5 to 8 ns sooner
   static constexpr int kYields = 20;  // each hands the core to the next rank that shares it
   int spins_;
   int looks_ = 0;
