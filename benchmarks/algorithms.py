@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SIZES = {1 << 20: 200, 1 << 24: 8, 1 << 26: 4}  # calls
+SIZES = {1 << 20: 1500, 1 << 24: 24, 1 << 26: 8}  # calls
 
 # Ours -> what makes Open MPI run the same one.
 FORCED = {

@@ -45,6 +45,7 @@ SIZES = (8, 1 << 10, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
 CORES = os.cpu_count() or 1
 ONE_CORE_NS = 15.0  # a hop that never leaves a core: both are its threads
 STEADY = 1.5  # the hop after a turn over the one before, or the reverse, at most
+NEAR = 2.0  # the hop of a turn over the least of all turns, at most; across two dies it is 4 or 5
 OURS = ("registered", "private")
 LIMIT = "limit"
 
@@ -222,7 +223,7 @@ def near(records: list[Record]) -> list[Record]:
     """Those of turns in which the cores stayed where they were, and were as near as in any."""
     steady = [record for record in records if record.steady]
     least = min((record.hop_after_ns for record in steady), default=0.0)
-    return [record for record in steady if record.hop_after_ns <= STEADY * least]
+    return [record for record in steady if record.hop_after_ns <= NEAR * least]
 
 
 def best(records: list[Record]) -> dict[tuple[str, int], Record]:
