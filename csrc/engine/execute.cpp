@@ -72,7 +72,6 @@ class Execution {
   // A segment of a round.
   struct Step {
     std::vector<Outgoing> sends;
-    std::vector<Range> sent;
     std::vector<Incoming> receives;
     std::vector<Addend> addends;
     std::unique_ptr<Flight> flight;
@@ -80,14 +79,14 @@ class Execution {
 
   // A segment that has landed here, and is perhaps still being sent.
   struct Sending {
-    std::vector<Range> ranges;
+    std::vector<Outgoing> sends;
     std::unique_ptr<Flight> flight;
   };
 
   // Nobody waits for what is sent from where nothing is written. `kSendings` at most are open, so
   // that a rank that only sends does not run away from those that receive.
   void keep_sending(Step& step) {
-    sendings_.push_back({std::move(step.sent), std::move(step.flight)});
+    sendings_.push_back({std::move(step.sends), std::move(step.flight)});
     if (sendings_.size() > kSendings) finish_sending(1);
   }
 
@@ -98,12 +97,13 @@ class Execution {
 
   // Nothing of `range` is being sent any more.
   void make_writable(Range range) {
-    const auto overlaps = [&](Range sent) {
-      return sent.begin < range.end && range.begin < sent.end;
+    const auto overlaps = [&](const Outgoing& send) {
+      const auto* const data = static_cast<const std::byte*>(send.data);
+      return data < at(range.end) && at(range.begin) < data + send.bytes;
     };
     for (std::size_t i = sendings_.size(); i > 0; --i) {
-      const std::vector<Range>& ranges = sendings_[i - 1].ranges;
-      if (std::any_of(ranges.begin(), ranges.end(), overlaps)) return finish_sending(i);
+      const std::vector<Outgoing>& sends = sendings_[i - 1].sends;
+      if (std::any_of(sends.begin(), sends.end(), overlaps)) return finish_sending(i);
     }
   }
 
@@ -141,14 +141,12 @@ class Execution {
   void begin(const Round& round, std::size_t index) {
     Step& step = steps_[index % 2];
     step.sends.clear();
-    step.sent.clear();
     step.receives.clear();
     step.addends.clear();
     for (const Send& send : round.sends) {
       if (index >= pieces(send.blocks)) continue;
       const Range part = piece(send.blocks, index);
       step.sends.push_back({send.peer, at(part.begin), part.count() * size_});
-      step.sent.push_back(part);
     }
     std::byte* stage = stage_ + index % 2 * staged_bytes(round);
     for (const Receive& receive : round.receives) {
