@@ -106,6 +106,7 @@ class Group {
     pin(rank_ % cores_);
   }
 
+  bool crowded() const { return ranks_ > cores_; }
   int rank() const { return rank_; }
   int ranks() const { return ranks_; }
   Mark& own() { return boards_[rank_].marks[(meetings_ + 1) % 2]; }
@@ -114,9 +115,10 @@ class Group {
   void meet() {
     Mark& mine = own();
     mine.arrived.store(++meetings_, std::memory_order_release);
+    if (!crowded()) __builtin_ia32_pause();  // who looks too soon takes the line that is written
     for (int rank = 0; rank < ranks_; ++rank) {
-      while (mark(rank).arrived.load(std::memory_order_acquire) < meetings_) {
-        ranks_ > cores_ ? static_cast<void>(sched_yield()) : __builtin_ia32_pause();
+      while (rank != rank_ && mark(rank).arrived.load(std::memory_order_acquire) < meetings_) {
+        crowded() ? static_cast<void>(sched_yield()) : __builtin_ia32_pause();
       }
     }
   }
@@ -132,8 +134,8 @@ class Group {
 void sum_posted(Group& group, float* own, std::size_t bytes) {
   std::memcpy(group.own().posted(bytes), own, bytes);
   group.meet();
-  std::memcpy(own, group.mark(0).posted(bytes), bytes);
-  for (int rank = 1; rank < group.ranks(); ++rank) {
+  for (int rank = 0; rank < group.ranks(); ++rank) {
+    if (rank == group.rank()) continue;  // what a peer reads of ours may be in its core by now
     const float* const theirs = group.mark(rank).posted(bytes);
     for (std::size_t i = 0; i < bytes / sizeof(float); ++i) own[i] += theirs[i];
   }

@@ -74,6 +74,7 @@ void Direct::run_posted() {
   if (bytes > 0 && gives(rank_)) give(memory_.own().payload(bytes), 0, stamp_->count);
   memory_.enter(*stamp_);
   if (bytes == 0 || !takes(rank_)) return;
+  scale_own();
   see(0, stamp_->count, [&](int peer) { return memory_.entry(peer).payload(bytes); });
   take(0, stamp_->count);
 }
@@ -118,10 +119,7 @@ void Direct::run_staged() {
     if (memory_.entry(rank_).buffers.input != ShmTransport::kPrivate) give_window(0);
     memory_.meet(*stamp_);
   }
-  if (call_->scale != 1) {
-    scales_.assign(size_, 1);
-    scales_[rank_] = call_->scale;
-  }
+  scale_own();
   const std::size_t windows = (stamp_->count + window() - 1) / window();
   sliced() ? reduce_windows(windows) : take_windows(windows);
   windows_ += windows;
@@ -157,14 +155,8 @@ void Direct::reduce_windows(std::size_t windows) {
   gather_window(windows - 1);
 }
 
-// What the others gave, and this rank's own input where it lies, which is nearer.
 void Direct::see_window(std::size_t index) {
-  const std::size_t begin = index * window();
-  see(begin, window_count(index), [&](int peer) { return staging(peer, index); });
-  const std::size_t block = parted() ? rank_ * stamp_->count : 0;
-  if (gives(rank_)) {
-    inputs_[rank_] = static_cast<const std::byte*>(call_->data) + (block + begin) * width_;
-  }
+  see(index * window(), window_count(index), [&](int peer) { return staging(peer, index); });
 }
 
 void Direct::gather_window(std::size_t index) {
@@ -214,14 +206,26 @@ void Direct::give(std::byte* to, std::size_t begin, std::size_t count) {
   }
 }
 
-// From here on inputs are `where(rank)`: the elements [begin, begin + count) of each block.
+// From here on inputs are `where(peer)`: the elements [begin, begin + count) of each block. This
+// rank's own is where it always lay: what it posted may have gone over to a peer's core, and would
+// have to be fetched back.
 template <class Where>
 void Direct::see(std::size_t begin, std::size_t count, Where where) {
   origin_ = begin;
   const std::size_t skip = parted() ? rank_ * count * width_ : 0;
   for (int peer = 0; peer < size_; ++peer) {
-    if (gives(peer)) inputs_[peer] = where(peer) + skip;
+    if (peer != rank_ && gives(peer)) inputs_[peer] = where(peer) + skip;
   }
+  if (!gives(rank_)) return;
+  const std::size_t block = parted() ? rank_ * stamp_->count : 0;
+  inputs_[rank_] = static_cast<const std::byte*>(call_->data) + (block + begin) * width_;
+}
+
+// Peers have scaled what they gave; this rank's own input is as it was.
+void Direct::scale_own() {
+  if (call_->scale == 1) return;
+  scales_.assign(size_, 1);
+  scales_[rank_] = call_->scale;
 }
 
 // The share of `rank` in `count` elements.

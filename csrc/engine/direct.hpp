@@ -52,6 +52,7 @@ class Direct {
   void give(std::byte* to, std::size_t begin, std::size_t count);
   template <class Where>
   void see(std::size_t begin, std::size_t count, Where where);
+  void scale_own();
 
   Range slice(int rank, std::size_t count) const;
   void reduce_all(std::size_t begin, std::size_t count);

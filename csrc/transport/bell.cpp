@@ -25,9 +25,7 @@ void Bell::wake() {
 bool Patience::rest() {
   ++looks_;
   if (looks_ <= spins_) {
-#if defined(__x86_64__)
-    if (looks_ > kEager) __builtin_ia32_pause();
-#endif
+    if (looks_ > kEager) pause();
     return true;
   }
   if (looks_ > spins_ + kYields) return false;

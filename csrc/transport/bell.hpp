@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 namespace dpcomm {
@@ -28,6 +29,13 @@ struct alignas(64) Bell {
   void wake();
 };
 
+// A moment in which a core that waits leaves its pipeline and the caches alone.
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 // Rests between two looks: spins where every rank has a core, then yields a few times, then says
 // that it is time to sleep. Spinning while another rank wants the core loses a scheduler's tick.
 class Patience {
@@ -42,6 +50,37 @@ class Patience {
   static constexpr int kYields = 20;  // each hands the core to the next rank that shares it
   int spins_;
   int looks_ = 0;
+};
+
+// How long ranks that come together wait before they look at each other's lines. Who looks at a
+// line that its owner is about to write takes it away, and the owner must fetch it back before it
+// can be read: three transfers where one would do. The moment that avoids it depends on how far the
+// cores are from each other, which changes where a virtual machine's cores move, so every so often
+// a wait is timed.
+class Tact {
+ public:
+  void begin(std::uint64_t turn) {  // the same on all ranks
+    trial_ = turn % kTurns == 0;
+    if (trial_) begun_ = Clock::now();
+  }
+  void hold_back() const {
+    pause();
+    if (far()) pause();
+  }
+  void end() {
+    if (trial_) far_ = Clock::now() - begun_ > kNear;
+  }
+  // Where it also pays to have one's own line at hand before it is written.
+  bool far() const { return far_ && !trial_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::uint64_t kTurns = 64;
+  static constexpr std::chrono::nanoseconds kNear{120};  // 40 to 100 on one die, 140 to 500 on two
+
+  bool trial_ = false;
+  bool far_ = false;
+  Clock::time_point begun_;
 };
 
 }  // namespace dpcomm

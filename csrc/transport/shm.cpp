@@ -1,5 +1,7 @@
 #include "transport/shm.hpp"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -270,10 +272,12 @@ void ShmTransport::enter(const Stamp& stamp) {
   mine.posted.store(directs_, std::memory_order_release);
   await_all(stamp, directs_, [this](int peer) -> auto& { return entry(peer).posted; });
   for (int peer = 0; peer < size(); ++peer) {
-    if (entry(peer).fingerprint != expected) {
+    if (peer != rank() && entry(peer).fingerprint != expected) {
       check_same(stamp, 0, {entry(peer).stamp, 0}, job_rank(peer));
     }
   }
+  // Nobody reads the next entry before the next collective.
+  if (tact_.far() || segment_->crowded()) claim(&own());
 }
 
 void ShmTransport::meet(const Stamp& stamp) {
@@ -286,23 +290,34 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target, CounterFn
   int peer = 0;
   const auto look = [&] {
     const int before = peer;
-    while (peer < size() && counter(peer).load() >= target) ++peer;
+    while (peer < size() && (peer == rank() || counter(peer).load() >= target)) ++peer;
     if (peer == size()) return Look::kDone;
     return peer > before ? Look::kMoved : Look::kNothing;
   };
-  // Only who comes last wakes the others: whoever is woken finds all of them there. The first look
-  // is made while our own arrival is still on its way. Behind the fence at least one of those who
-  // come at once sees all.
-  bool last = look() == Look::kDone;
+  // Only who comes last wakes the others: whoever is woken finds all of them there. Behind the
+  // fence at least one of those who come at once sees all. Where each has a core, the first look is
+  // made while our own arrival may be on its way still.
+  const bool crowded = segment_->crowded();
+  bool last = false;
+  if (!crowded) {
+    tact_.begin(directs_ + meetings_);
+    tact_.hold_back();
+    last = look() == Look::kDone;
+  }
   std::atomic_thread_fence(std::memory_order_seq_cst);
   last = last || look() == Look::kDone;
-  if (last) return ring_all();
+  if (last) {
+    ring_all();
+    return tact_.end();
+  }
   const auto peers = [&](const auto& ask) {
     for (int rest = peer; rest < size(); ++rest) {
       if (counter(rest).load() < target) ask(rest);
     }
   };
+  if (crowded) sched_yield();  // each further look would take a line that is about to be written
   wait(stamp, look, peers);
+  tact_.end();
 }
 
 std::shared_ptr<Transport> ShmTransport::split(const Stamp& stamp,

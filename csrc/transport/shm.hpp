@@ -86,6 +86,7 @@ class ShmTransport final : public Transport {
   Arena arena_;
   std::uint64_t directs_ = 0;  // direct collectives posted
   std::uint64_t meetings_ = 0;
+  Tact tact_;
   std::vector<Progress> sent_;
   std::vector<Progress> received_;
   std::vector<bool> amid_;  // [peer]: what it sent next continues a message
