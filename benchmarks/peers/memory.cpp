@@ -7,6 +7,7 @@
 // each adds its slice of all buffers, which lie in shared memory, into all of them, and all meet
 // again. What is short is posted beside the mark of a meeting, and needs one. A rank that waits
 // spins where each has a core, and yields where not. Nothing is checked, and nobody may be late.
+// Ranks do not claim the lines they are about to write: across two dies, 8 bytes can be faster.
 
 #include <sched.h>
 #include <sys/mman.h>

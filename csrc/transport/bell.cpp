@@ -25,7 +25,7 @@ void Bell::wake() {
 bool Patience::rest() {
   ++looks_;
   if (looks_ <= spins_) {
-    if (looks_ > kEager) pause();
+    if (looks_ > kEager) cpu_pause();
     return true;
   }
   if (looks_ > spins_ + kYields) return false;

@@ -30,7 +30,7 @@ struct alignas(64) Bell {
 };
 
 // A moment in which a core that waits leaves its pipeline and the caches alone.
-inline void pause() {
+inline void cpu_pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
@@ -64,8 +64,8 @@ class Tact {
     if (trial_) begun_ = Clock::now();
   }
   void hold_back() const {
-    pause();
-    if (far()) pause();
+    cpu_pause();
+    if (far()) cpu_pause();
   }
   void end() {
     if (trial_) far_ = Clock::now() - begun_ > kNear;

@@ -1,7 +1,5 @@
 #include "transport/shm.hpp"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -58,18 +56,17 @@ void ShmTransport::exchange(const Stamp& stamp, std::span<const Outgoing> sends,
       if (!sent_[i].done) ask(sends[i].peer);
     }
   };
-  wait(stamp, look, peers);
+  wait(stamp, look(), look, peers);
 }
 
 template <class LookFn, class PeersFn>
-void ShmTransport::wait(const Stamp& stamp, LookFn look, PeersFn peers) {
+void ShmTransport::wait(const Stamp& stamp, Look found, LookFn look, PeersFn peers) {
   Bell& bell = segment_->member(rank()).bell;
   Patience patience(!segment_->crowded());
   bool armed = false;
   std::uint32_t seen = 0;
   Clock::time_point idle_since{};
-  for (;;) {
-    const Look found = look();
+  for (;; found = look()) {
     if (found != Look::kNothing) {
       if (armed) bell.disarm();
       if (found == Look::kDone) return;
@@ -297,9 +294,8 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target, CounterFn
   // Only who comes last wakes the others: whoever is woken finds all of them there. Behind the
   // fence at least one of those who come at once sees all. Where each has a core, the first look is
   // made while our own arrival may be on its way still.
-  const bool crowded = segment_->crowded();
   bool last = false;
-  if (!crowded) {
+  if (!segment_->crowded()) {
     tact_.begin(directs_ + meetings_);
     tact_.hold_back();
     last = look() == Look::kDone;
@@ -315,8 +311,7 @@ void ShmTransport::await_all(const Stamp& stamp, std::uint64_t target, CounterFn
       if (counter(rest).load() < target) ask(rest);
     }
   };
-  if (crowded) sched_yield();  // each further look would take a line that is about to be written
-  wait(stamp, look, peers);
+  wait(stamp, Look::kNothing, look, peers);
   tact_.end();
 }
 

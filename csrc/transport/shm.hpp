@@ -66,10 +66,10 @@ class ShmTransport final : public Transport {
 
   enum class Look { kNothing, kMoved, kDone };
 
-  // Calls `look` until it is done, and rests in between. `peers` calls its argument with each peer
-  // that is still awaited.
+  // After a look that found `found`, calls `look` until it is done, and rests in between. `peers`
+  // calls its argument with each peer that is still awaited.
   template <class LookFn, class PeersFn>
-  void wait(const Stamp& stamp, LookFn look, PeersFn peers);
+  void wait(const Stamp& stamp, Look found, LookFn look, PeersFn peers);
   template <class CounterFn>
   void await_all(const Stamp& stamp, std::uint64_t target, CounterFn counter);
   void ring_all();
